@@ -1,0 +1,174 @@
+"""The model file: weights and everything needed to use them, in one ``.safetensors``.
+
+The header carries the format version, the network's configuration, the vocabulary, the
+preprocessing and a record of the training; nothing in it can run code. Weights may be stored in
+half precision; they are computed with in fp32 after loading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captioner.config import ModelConfig, from_dict, to_dict
+from captioner.errors import CheckpointError, ConfigError
+from captioner.files import replacing
+from captioner.preprocess import Preprocess
+from captioner.text import Vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captioner.models.captioner import CaptionModel
+
+FORMAT_VERSION = 1
+_HEADER = "captioner"
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """All of a model file but its weights.
+
+    Attributes:
+        config: Of the network.
+        vocabulary: Its words.
+        preprocess: How photos become pixels.
+        record: How the model was made: data, seed, metrics, versions, commit.
+    """
+
+    config: ModelConfig
+    vocabulary: Vocabulary
+    preprocess: Preprocess
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: str | Path, header: Header, weights: Mapping[str, Tensor], *, half: bool = False
+) -> None:
+    """Write a model file atomically.
+
+    Args:
+        path: Where; the folder is made if it is absent.
+        header: What travels with the weights.
+        weights: The network's ``state_dict``.
+        half: Store floating-point weights as fp16, half the size.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for name, tensor in weights.items():
+        if tensor.data_ptr() in stored and tensor.numel():  # tied weights are stored once
+            continue
+        stored.add(tensor.data_ptr())
+        tensor = tensor.detach().cpu()
+        if half and tensor.is_floating_point():
+            tensor = tensor.to(torch.float16)
+        tensors[name] = tensor.contiguous()
+    document = {
+        "format": FORMAT_VERSION,
+        "config": to_dict(header.config),
+        "vocabulary": header.vocabulary.to_list(),
+        "preprocess": header.preprocess.to_dict(),
+        "record": dict(header.record),
+    }
+    text = json.dumps(document, ensure_ascii=False)
+    with replacing(path) as temporary:
+        save_file(tensors, str(temporary), metadata={_HEADER: text})
+
+
+def read_header(path: str | Path) -> Header:
+    """Read a model file's header without its weights.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not ours, or of a newer format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise CheckpointError(f"no model file {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(_explain(path, error)) from None
+    if _HEADER not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but not of captioner")
+    try:
+        document = json.loads(metadata[_HEADER])
+        version = document["format"]
+        if version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format {version}, this captioner reads up to {FORMAT_VERSION}: upgrade"
+            )
+        return Header(
+            config=from_dict(ModelConfig, document["config"], "model"),
+            vocabulary=Vocabulary.from_list(document["vocabulary"]),
+            preprocess=Preprocess.from_dict(document["preprocess"]),
+            record=document["record"],
+        )
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path} has a damaged header: {error}") from None
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a model file in fp32.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(str(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"no model file {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(_explain(path, error)) from None
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def load_checkpoint(path: str | Path) -> tuple[CaptionModel, Header]:
+    """Rebuild the network of a model file, in ``eval()`` and fp32 on the CPU.
+
+    Raises:
+        CheckpointError: The file cannot be used; the message says why.
+    """
+    from captioner.models.captioner import CaptionModel
+
+    header = read_header(path)
+    weights = load_weights(path)
+    model = CaptionModel(header.config, len(header.vocabulary), pretrained=False)
+    if header.config.decoder.tied and "decoder.project.weight" not in weights:
+        weights["decoder.project.weight"] = weights["decoder.embed.weight"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise CheckpointError(f"{path}: the weights do not fit the configuration: {reason}") from None
+    return model.eval(), header
+
+
+def _explain(path: str | Path, error: Exception) -> str:
+    """Say what a file is that safetensors cannot read."""
+    if isinstance(error, IsADirectoryError) or Path(path).is_dir():
+        return f"{path} is a folder; name the .safetensors file in it"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except OSError as problem:
+        return f"cannot read {path}: {problem.strerror}"
+    if start.startswith(_PICKLES):
+        return (
+            f"{path} is a pickled file, which could run code: captioner loads .safetensors only"
+        )
+    return f"{path} is damaged, cut short or no safetensors file ({error})"

@@ -1,0 +1,1 @@
+"""Search for sentences: drives the decoder step by step. Knows no images."""

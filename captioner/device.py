@@ -1,0 +1,48 @@
+"""Where to compute, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Literal
+
+import torch
+
+from captioner.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
+
+    Raises:
+        ConfigError: The device is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from None
+    return device
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device computes bf16 faster than fp32 (CPUs: avx512_bf16 or AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def autocast(
+    device: torch.device, precision: Precision = "auto"
+) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision: bf16 where it pays (``auto``) or where asked for, else plain fp32."""
+    if precision == "bf16" or (precision == "auto" and fast_bf16(device)):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,46 @@
+"""What the caption metrics share: counted n-grams, and the check of their inputs."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from captioner.errors import DataError
+
+NGram = tuple[str, ...]
+Words = Sequence[str]
+
+
+def count_ngrams(words: Words, max_order: int = 4) -> list[Counter[NGram]]:
+    """Counts the n-grams of a caption: item n-1 of the result holds those of n words."""
+    return [
+        Counter(zip(*(words[start:] for start in range(order)), strict=False))
+        for order in range(1, max_order + 1)
+    ]
+
+
+def check_captions(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:
+    """Checks that there is one candidate, and at least one reference, for every image.
+
+    Raises:
+        DataError: if there are no images, the numbers differ, an image has no reference (the
+            message names its index), or a caption is a text instead of a list of words.
+    """
+    if not candidates:
+        raise DataError("no captions to score: give at least one candidate")
+    if len(candidates) != len(references):
+        raise DataError(
+            f"{len(candidates)} candidates for {len(references)} sets of references: "
+            "give exactly one candidate per image"
+        )
+    for index, candidate in enumerate(candidates):
+        if isinstance(candidate, str):
+            raise DataError(f"the candidate of image {index} is not tokenized: use tokenize()")
+    check_references(references)
+
+
+def check_references(references: Sequence[Sequence[Words]]) -> None:
+    """Checks that every image has tokenized references; raises DataError with its index if not."""
+    for index, captions in enumerate(references):
+        if not captions:
+            raise DataError(f"image {index} has no reference caption: leave it out or caption it")
+        if isinstance(captions, str) or any(isinstance(caption, str) for caption in captions):
+            raise DataError(f"a reference of image {index} is not tokenized: use tokenize()")

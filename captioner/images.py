@@ -1,0 +1,284 @@
+"""Open any picture safely: path, bytes, PIL image or array -> upright 8-bit RGB.
+
+Whatever is wrong with a picture becomes one `ImageError` whose single line names the file and the
+reason, so that a run over millions of files can report each bad one and go on. `Preprocess` and the
+grid geometry of `captioner.preprocess` can be imported from here as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import stat
+from typing import IO, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from captioner.errors import ImageError
+from captioner.preprocess import Preprocess, cell_box, grid_to_image
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "ImageSource",
+    "Preprocess",
+    "cell_box",
+    "grid_to_image",
+    "open_image",
+]
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
+
+MAX_PIXELS = 178_956_970
+"""Most pixels a picture may declare (the bound at which Pillow itself refuses)."""
+
+# Plain pixel formats only. Pillow also reads EPS, PDF-like and vendor formats, some of which start
+# other programs; a captioning service must not hand them a stranger's file.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+
+# fmt: off
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp",
+    ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif",
+})
+# fmt: on
+"""Lower-case file endings that a folder search takes for pictures."""
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, shrink_to: int | None = None
+) -> Image.Image:
+    """Open a picture of any kind as an upright RGB image.
+
+    EXIF orientation is applied; transparency is laid on white; CMYK, YCbCr, LAB, palette, 1-bit,
+    16-bit, 32-bit and float pictures become 8-bit RGB (16 bits are scaled, not clipped); of an
+    animation the first frame is taken (of a PIL image, the current one). The result carries no
+    metadata, so opening it once more changes nothing. A PIL source is left as it is.
+
+    Args:
+        source: Path, encoded bytes, PIL image, or array (height, width[, 1, 3 or 4]) of uint8,
+            uint16, bool, or floats within 0..1.
+        max_pixels: Refuse pictures that declare more pixels than this, before decoding them.
+        shrink_to: Let the JPEG decoder shrink by 2, 4 or 8 while the shorter side stays at least
+            this long: much quicker for camera photos. Other formats keep their full size.
+
+    Raises:
+        ImageError: In one line: the picture's name and why it cannot be used. Damaged and truncated
+            files are refused too: a half-grey photo would get a confident wrong caption.
+    """
+    try:
+        if isinstance(source, np.ndarray):
+            image = _from_array(source, max_pixels)
+        elif isinstance(source, Image.Image):
+            image = _decode(source, max_pixels, None)
+        else:
+            with _open_stream(source) as stream:
+                image = _decode(_identify(stream), max_pixels, shrink_to)
+        image = _to_rgb(_upright(image))
+    except Exception as error:  # decoders raise anything: SyntaxError, struct.error, MemoryError...
+        raise ImageError(f"{_name(source)}: {_explain(error)}") from error
+    image.info = {}  # a kept EXIF block would turn the picture a second time
+    return image
+
+
+def _name(source: object) -> str:
+    """What to call the source in a message: one printable line, whatever the file is called."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source):,} bytes>"
+    if isinstance(source, Image.Image):
+        source = getattr(source, "filename", "") or f"<PIL {source.mode} image>"
+    if not isinstance(source, (str, os.PathLike)):
+        return f"<{type(source).__name__}>"
+    path = os.fsdecode(source).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in path) or "<empty path>"
+
+
+def _explain(error: Exception) -> str:
+    """One line for a person about any exception from the file system or a decoder."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ImageError):
+        return text
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError) and error.errno:
+        return error.strerror or text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _open_stream(source: object) -> IO[bytes]:
+    """Open a path or wrap bytes; anything but a regular file is refused, not waited for."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if not len(source):
+            raise ImageError("no data (0 bytes)")
+        return io.BytesIO(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError("not a picture: give a path, bytes, a PIL image or a NumPy array")
+    status = os.stat(source)
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError("a folder, not a picture")
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or device could block for ever
+        raise ImageError("not a regular file")
+    if status.st_size == 0:
+        raise ImageError("the file is empty (0 bytes)")
+    return open(source, "rb")
+
+
+@functools.cache
+def _load_plugins() -> None:
+    """Register the decoders of `FORMATS` and no others; pillow-heif joins where installed."""
+    Image.preinit()
+    for plugin in ("PIL.WebPImagePlugin", "PIL.TiffImagePlugin", "PIL.AvifImagePlugin"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(plugin)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+
+
+def _identify(stream: IO[bytes]) -> Image.Image:
+    """Choose the decoder by content and read the header; pixels are not decoded yet.
+
+    Not `Image.open`: that warns or refuses by a process-wide limit, and answers a damaged JPEG with
+    "cannot identify". Here the limit is the caller's own and the message names the format.
+    """
+    _load_plugins()
+    prefix = stream.read(16)
+    failure: ImageError | None = None
+    for name in FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        if factory is None or accept is None or accept(prefix) is not True:
+            continue
+        stream.seek(0)
+        try:
+            return factory(stream, "")
+        except Exception as error:
+            failure = _damaged(name, error)  # AVIF and HEIF share a signature: try on
+            failure.__cause__ = error
+    if failure is not None:
+        raise failure
+    if prefix[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        raise ImageError("a HEIC photo needs one more package: pip install pillow-heif")
+    raise ImageError("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF)")
+
+
+def _damaged(format_name: str | None, error: Exception) -> ImageError:
+    """The error for a file that a decoder gave up on."""
+    if isinstance(error, (MemoryError, Image.DecompressionBombError)):
+        return ImageError(_explain(error))
+    return ImageError(f"damaged or truncated {format_name or 'image'} data ({_explain(error)})")
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"the picture has no pixels ({width} x {height})")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{width:,} x {height:,} = {width * height:,} pixels is over the limit of "
+            f"{max_pixels:,} (a decompression bomb?)"
+        )
+
+
+def _decode(image: Image.Image, max_pixels: int, shrink_to: int | None) -> Image.Image:
+    """Decode the pixels of a picture whose declared size is within the limit."""
+    _check_size(*image.size, max_pixels)
+    try:
+        if shrink_to is not None:
+            # The square holds for either orientation, so EXIF rotation needs no second thought.
+            image.draft(None, (max(1, shrink_to), max(1, shrink_to)))
+        image.load()
+    except Exception as error:
+        raise _damaged(image.format, error) from error
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the picture as its EXIF block says; a damaged block is ignored.
+
+    Runs after decoding, when TIFF has turned itself and PNG has met a late eXIf chunk.
+    """
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:
+        orientation = 1
+    transpose = _UPRIGHT.get(orientation)
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any Pillow mode to a new 8-bit RGB image."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_grey_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
+    if image.mode == "La":  # premultiplied; Pillow goes from it to LA only
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", rgba.size, "white")
+        image.paste(rgba, mask=rgba.getchannel("A"))
+        return image
+    return image.convert("RGB")  # copies when the mode is RGB already
+
+
+def _grey_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Scale a 16-bit, 32-bit or float greyscale picture to uint8.
+
+    White is 65535 in the 16-bit modes. Modes I and F do not say, so white is the first of 1 (F
+    only), 255 and 65535 that the values stay below; values outside all of these are stretched.
+    """
+    if mode.startswith("I;16"):
+        return _16_to_8_bits(values)
+    values = np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 65535:
+        values, white = values - low, (high - low) or 1.0
+    else:
+        white = next(w for w in (1, 255, 65535) if high <= w and (w > 1 or mode == "F"))
+    return np.round(values * (255.0 / white)).astype(np.uint8)
+
+
+def _16_to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Round 0..65535 to 0..255 by table: no 32-bit copy of a large picture is made."""
+    table: np.ndarray = np.round(np.arange(65536) / 257).astype(np.uint8)
+    return np.take(table, values)
+
+
+def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
+    """Make an L, RGB or RGBA image from an array, or say what is wrong with the array."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
+        raise ImageError(
+            f"an array of shape {array.shape} is not a picture: "
+            "expected (height, width) or (height, width, 1, 3 or 4)"
+        )
+    _check_size(array.shape[1], array.shape[0], max_pixels)
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = _16_to_8_bits(array)
+    elif array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):  # also true of NaN
+            raise ImageError(
+                f"float pixels must lie within 0..1, found {low:g}..{high:g}: "
+                "scale them (for instance divide by 255)"
+            )
+        array = np.round(array.astype(np.float32) * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"pixels of type {array.dtype}: expected uint8, uint16, bool or float")
+    return Image.fromarray(np.ascontiguousarray(array))

@@ -1,0 +1,119 @@
+"""Attention over the grid: where to look, and what is seen there.
+
+One interface for every kind. What depends on the photo alone (keys, values) is computed once per
+photo by :meth:`Attention.remember`; a step costs only the query.
+
+Shapes: B photos, C rows per photo (captions in training, beams in decoding), L locations,
+D feature size, A attention size, Q query size, N heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captioner.config import AttentionConfig
+from captioner.errors import ConfigError
+from captioner.models.additive import additive_score
+from captioner.models.normalizers import normalize
+
+
+class Memory(NamedTuple):
+    """All that the decoder needs of a batch of photos, computed once.
+
+    Attributes:
+        values: (B, L, D) what is read at each location.
+        keys: (B, L, A) what queries are compared with.
+        size: (H, W) of the grid.
+    """
+
+    values: Tensor
+    keys: Tensor
+    size: tuple[int, int]
+
+    def select(self, photos: Tensor) -> Memory:
+        """The memory of some of the photos, by index (B',)."""
+        return Memory(self.values[photos], self.keys[photos], self.size)
+
+
+class Attention(nn.Module):
+    """Scores of one kind, a normaliser and the weighted sum of the values.
+
+    ==============  ========================================================================
+    ``additive``    v·tanh(W_a a + W_h h), Bahdanau et al. 2015; f_att of Xu et al. 2015
+    ``dot``         a·(W_h h) (the hidden state must be projected to the feature size)
+    ``general``     (W_a a)·(W_h h), the bilinear form of Luong et al. 2015
+    ``scaled_dot``  ``general`` divided by √A, Vaswani et al. 2017
+    ``multi_head``  ``scaled_dot`` in N subspaces with their own values and output projection
+    ==============  ========================================================================
+
+    Args:
+        config: Kind, sizes, normaliser.
+        feature_size: D.
+        query_size: Q.
+    """
+
+    def __init__(self, config: AttentionConfig, feature_size: int, query_size: int):
+        super().__init__()
+        self.config = config
+        kind, size = config.kind, config.size
+        self.key: nn.Module = nn.Identity() if kind == "dot" else nn.Linear(feature_size, size)
+        self.query = nn.Linear(query_size, feature_size if kind == "dot" else size)
+        if kind == "additive":
+            self.score = nn.Parameter(torch.empty(size).uniform_(-1, 1) / math.sqrt(size))
+        if kind == "multi_head":
+            if size % config.heads or feature_size % config.heads:
+                raise ConfigError(
+                    f"attention.heads={config.heads} must divide attention.size={size} "
+                    f"and the feature size {feature_size}"
+                )
+            self.value = nn.Linear(feature_size, feature_size)
+            self.out = nn.Linear(feature_size, feature_size)
+
+    def remember(self, features: Tensor, size: tuple[int, int]) -> Memory:
+        """Compute keys and values once per photo: (B, L, D) -> :class:`Memory`."""
+        values = self.value(features) if self.config.kind == "multi_head" else features
+        keys = self.key(features)
+        # The additive score runs in fp32 (autocast would hand out bf16 keys).
+        return Memory(values, keys.float() if self.config.kind == "additive" else keys, size)
+
+    def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Look once.
+
+        Args:
+            query: (B, C, Q).
+            memory: Of the same B photos.
+
+        Returns:
+            Context (B, C, D) and attention weights (B, C, L) in fp32, which sum to 1 over L.
+        """
+        kind = self.config.kind
+        query = self.query(query)  # (B, C, A)
+        if kind == "multi_head":
+            return self._multi_head(query, memory)
+        if kind == "additive":
+            scores = additive_score(query.float(), memory.keys, self.score)
+        else:
+            scores = query @ memory.keys.transpose(1, 2).to(query.dtype)  # (B, C, L)
+            if kind == "scaled_dot":
+                scores = scores / math.sqrt(self.config.size)
+        weights = normalize(scores.float(), self.config.normalizer)
+        context = weights.to(memory.values.dtype) @ memory.values  # (B, C, L) @ (B, L, D)
+        return context, weights
+
+    def _multi_head(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """The same in N subspaces; the map shown is the mean over heads."""
+        (batch, rows, _), heads = query.shape, self.config.heads
+
+        def split(x: Tensor) -> Tensor:  # (B, *, N·d) -> (B, N, *, d)
+            return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+        scores = split(query) @ split(memory.keys.to(query.dtype)).transpose(-1, -2)
+        scores = scores / math.sqrt(self.config.size // heads)  # (B, N, C, L)
+        weights = normalize(scores.float(), self.config.normalizer)
+        context = weights.to(memory.values.dtype) @ split(memory.values)  # (B, N, C, D/N)
+        context = context.transpose(1, 2).reshape(batch, rows, -1)  # (B, C, D)
+        return self.out(context), weights.mean(1)

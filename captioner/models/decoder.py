@@ -1,0 +1,237 @@
+"""The decoder: an LSTM that looks at the photo once per word (Xu et al. 2015, Section 3.1).
+
+All rows of a photo (its captions in training, its beams in decoding) share the photo's memory, so
+every state is laid out as (B, C, ·). One private method, ``_advance``, is the recurrence;
+:meth:`Decoder.step` and the teacher-forced :meth:`Decoder.forward` both run it. The forward pass
+only hoists what does not depend on the state: the words' share of the gates before the loop, and
+the projection to the vocabulary after it, on real tokens alone.
+
+Shapes: B photos, C rows per photo, L locations, D feature size, H_d hidden size, E embedding size,
+T time, V vocabulary, M real tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captioner.config import AttentionConfig, DecoderConfig
+from captioner.errors import ConfigError
+from captioner.models.attention import Attention, Memory
+from captioner.models.encoder import Grid
+
+
+class State(NamedTuple):
+    """The LSTM's state.
+
+    Attributes:
+        hidden: (B, C, H_d).
+        cell: (B, C, H_d).
+    """
+
+    hidden: Tensor
+    cell: Tensor
+
+
+class Step(NamedTuple):
+    """What one step gives.
+
+    Attributes:
+        logits: (B, C, V) scores of the next word.
+        attention: (B, C, L) where the model looked for it.
+        state: For the next step.
+    """
+
+    logits: Tensor
+    attention: Tensor
+    state: State
+
+
+class TeacherForced(NamedTuple):
+    """What a pass over given captions gives; tokens are packed, padding is left out.
+
+    Attributes:
+        logits: (M, V), photo by photo, caption by caption, word by word.
+        targets: (M,) the words that should have come.
+        attention: (B, C, T, L); zero at padding.
+        mask: (B, C, T) bool, true at the M real tokens.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    attention: Tensor
+    mask: Tensor
+
+
+class Decoder(nn.Module):
+    """LSTM with soft attention.
+
+    Args:
+        config: Sizes and options.
+        attention: Of the attention.
+        feature_size: D.
+        vocabulary_size: V.
+
+    Raises:
+        ConfigError: Tied embeddings of a size that does not fit.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        attention: AttentionConfig,
+        feature_size: int,
+        vocabulary_size: int,
+    ):
+        super().__init__()
+        self.config = config
+        hidden, embedding = config.hidden, config.embedding
+        self.embed = nn.Embedding(vocabulary_size, embedding)
+        self.attention = Attention(
+            attention, feature_size, hidden + (embedding if attention.see_word else 0)
+        )
+        # The LSTM's gates i, f, g, o, as three summands so that the words' one can be hoisted.
+        self.word_gates = nn.Linear(embedding, 4 * hidden)
+        self.context_gates = nn.Linear(feature_size, 4 * hidden, bias=False)
+        self.hidden_gates = nn.Linear(hidden, 4 * hidden, bias=False)
+        self.gate: nn.Linear | None = None
+        if config.gate != "off":
+            self.gate = nn.Linear(hidden, 1 if config.gate == "scalar" else feature_size)
+        self.start_hidden: nn.Linear | None = None
+        if config.initial_state == "mean":
+            self.start_hidden = nn.Linear(feature_size, hidden)
+            self.start_cell = nn.Linear(feature_size, hidden)
+        # Between the LSTM and the vocabulary: as wide as the embedding, where they meet.
+        output = embedding if config.deep_output or config.tied else hidden
+        if config.deep_output:
+            self.deep_hidden = nn.Linear(hidden, output)
+            self.deep_context = nn.Linear(feature_size, output, bias=False)
+        elif config.tied and hidden != embedding:
+            raise ConfigError(
+                f"decoder.tied needs decoder.hidden ({hidden}) equal to decoder.embedding "
+                f"({embedding}), or deep_output=true"
+            )
+        self.project = nn.Linear(output, vocabulary_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        hidden = self.config.hidden
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+        for gates in (self.word_gates, self.context_gates, self.hidden_gates):
+            nn.init.uniform_(gates.weight, -(hidden**-0.5), hidden**-0.5)
+        nn.init.orthogonal_(self.hidden_gates.weight)
+        nn.init.zeros_(self.word_gates.bias)
+        with torch.no_grad():
+            self.word_gates.bias[hidden : 2 * hidden] = 1.0  # remember at first
+        nn.init.uniform_(self.project.weight, -0.1, 0.1)
+        nn.init.zeros_(self.project.bias)
+        if self.config.tied:
+            self.project.weight = self.embed.weight
+
+    def remember(self, grid: Grid) -> Memory:
+        """Compute once per photo what every step reads: (B, L, D) -> memory."""
+        return self.attention.remember(grid.features, grid.size)
+
+    def start(self, memory: Memory, rows: int = 1) -> State:
+        """The state before the first word, the same for all C = ``rows`` rows of a photo."""
+        if self.start_hidden is None:
+            shape = (memory.values.shape[0], rows, self.config.hidden)
+            zeros = memory.values.new_zeros(shape)
+            return State(zeros, zeros)
+        mean = memory.values.mean(1)  # (B, D)
+        hidden, cell = torch.tanh(self.start_hidden(mean)), torch.tanh(self.start_cell(mean))
+        return State(  # (B, H_d) -> (B, C, H_d)
+            hidden[:, None].expand(-1, rows, -1), cell[:, None].expand(-1, rows, -1)
+        )
+
+    def step(self, state: State, words: Tensor, memory: Memory) -> Step:
+        """Read one word, look at the photo, score the next word.
+
+        Args:
+            state: (B, C, H_d) twice.
+            words: (B, C) ids of the previous words.
+            memory: Of the B photos.
+
+        Returns:
+            Logits (B, C, V), attention (B, C, L), next state.
+        """
+        embedded = self.dropout(self.embed(words))  # (B, C, E)
+        state, context, attention = self._advance(
+            state, self.word_gates(embedded), embedded, memory
+        )
+        return Step(self._output(state.hidden, context, embedded), attention, state)
+
+    def forward(self, memory: Memory, captions: Tensor, lengths: Tensor) -> TeacherForced:
+        """Score given captions, every word told the true one before it.
+
+        Args:
+            memory: Of the B photos.
+            captions: (B, C, T + 1) ids from START to END, then padding. Rows of a photo should be
+                sorted by length, longest first: finished columns then cost nothing.
+            lengths: (B, C) number of targets (words and END) of each caption; 0 for none.
+        """
+        (batch, rows, _), total = captions.shape, int(lengths.max())
+        inputs, targets = captions[..., :total], captions[..., 1 : total + 1]
+        embedded = self.dropout(self.embed(inputs))  # (B, C, T, E)
+        gates = self.word_gates(embedded)  # (B, C, T, 4·H_d)
+        mask = torch.arange(total, device=lengths.device) < lengths[..., None]  # (B, C, T)
+        # Column c is live at time t while any caption in it or right of it goes on.
+        columns = torch.arange(1, rows + 1, device=lengths.device)
+        live = (mask.any(0) * columns[:, None]).amax(0).tolist()  # T numbers
+        state = self.start(memory, rows)
+        hiddens, contexts, attentions = [], [], []
+        for t, count in enumerate(live):
+            state = State(state.hidden[:, :count], state.cell[:, :count])
+            state, context, attention = self._advance(
+                state, gates[:, :count, t], embedded[:, :count, t], memory
+            )
+            pad = (0, 0, 0, rows - count)  # finished columns: (B, count, ·) -> (B, C, ·)
+            hiddens.append(F.pad(state.hidden, pad))
+            contexts.append(F.pad(context, pad))
+            attentions.append(F.pad(attention, pad))
+        real = mask.flatten().nonzero().squeeze(1)  # (M,)
+
+        def pack(x: Tensor) -> Tensor:  # (B, C, T, ·) -> (M, ·)
+            return x.flatten(0, 2).index_select(0, real)
+
+        logits = self._output(
+            pack(torch.stack(hiddens, 2)),
+            pack(torch.stack(contexts, 2)) if self.config.deep_output else contexts[0],
+            pack(embedded) if self.config.deep_output else embedded,
+        )
+        maps = torch.stack(attentions, 2) * mask[..., None]  # (B, C, T, L)
+        return TeacherForced(logits, targets.flatten()[real], maps, mask)
+
+    def _advance(
+        self, state: State, gates: Tensor, embedded: Tensor, memory: Memory
+    ) -> tuple[State, Tensor, Tensor]:
+        """The recurrence: look (Eq. 4 to 6), weigh by β, update the LSTM (Eq. 1 to 3).
+
+        Args:
+            state: (B, C, H_d) twice.
+            gates: (B, C, 4·H_d), the previous word's share.
+            embedded: (B, C, E), for an attention that sees the word.
+            memory: Of the B photos.
+        """
+        see_word = self.attention.config.see_word
+        query = torch.cat((state.hidden, embedded), -1) if see_word else state.hidden
+        context, attention = self.attention(query, memory)
+        if self.gate is not None:
+            context = torch.sigmoid(self.gate(state.hidden)) * context
+        gates = gates.float() + self.context_gates(context) + self.hidden_gates(state.hidden)
+        write, keep, candidate, read = gates.chunk(4, -1)
+        cell = torch.sigmoid(keep) * state.cell + torch.sigmoid(write) * torch.tanh(candidate)
+        return State(torch.sigmoid(read) * torch.tanh(cell), cell), context, attention
+
+    def _output(self, hidden: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
+        """Logits over the vocabulary; with ``deep_output``, L_o(E y + L_h h + L_z z) (Eq. 7)."""
+        hidden = self.dropout(hidden)
+        if self.config.deep_output:
+            deep = embedded + self.deep_hidden(hidden) + self.deep_context(context)
+            hidden = self.dropout(torch.tanh(deep))
+        logits: Tensor = self.project(hidden)
+        return logits

@@ -1,0 +1,189 @@
+"""Shape a picture for an encoder, and map the encoder's grid cells back onto the picture.
+
+The whole picture is resized, uncropped, to the encoder's square. Nothing is cut off, so the model
+sees all of it, and row r, column c of an (H, W) feature grid covers a plain fraction of the photo:
+`cell_box` and `grid_to_image` are the exact inverse.
+
+Shapes: B batch, S side of the encoder's square, H x W feature grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from captioner.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What an encoder expects of a picture; it travels in the checkpoint with the weights.
+
+    The whole picture is resized (antialiased, no crop, aspect ratio given up) to size x size, then
+    each channel becomes (p / 255 - mean) / std. `to_uint8` and `normalize` are the two halves:
+    workers ship bytes, a quarter of the floats, and the device normalises whole batches.
+
+    Attributes:
+        size: Side S of the square, in pixels.
+        mean, std: Per RGB channel, on the scale 0..1.
+        interpolation: "bilinear", "bicubic", "lanczos" or "nearest".
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ConfigError(
+                f"preprocessing: size must be a whole number of pixels, not {self.size!r}"
+            )
+        for key in ("mean", "std"):
+            object.__setattr__(self, key, _three_numbers(key, getattr(self, key)))
+        if min(self.std) <= 0:
+            raise ConfigError(f"preprocessing: std must be positive, not {self.std!r}")
+        if str(self.interpolation) not in _RESAMPLING:
+            raise ConfigError(
+                f"preprocessing: interpolation {self.interpolation!r} is unknown: "
+                f"use one of {', '.join(_RESAMPLING)}"
+            )
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Preprocess one upright RGB picture, as `open_image` returns it: (3, S, S) float32."""
+        import torch
+
+        return self.normalize(torch.from_numpy(self.to_uint8(image))[None])[0]
+
+    def to_uint8(self, image: Image.Image) -> np.ndarray:
+        """Resize the whole picture to the square: (S, S, 3) uint8."""
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        # reducing_gap: very large pictures are box-averaged first, down to 3 times the square.
+        square = image.resize(
+            (self.size, self.size), _RESAMPLING[self.interpolation], reducing_gap=3.0
+        )
+        return np.array(square)
+
+    def normalize(self, batch: torch.Tensor) -> torch.Tensor:
+        """Normalise (B, S, S, 3) uint8 to (B, 3, S, S) float32, on the batch's own device.
+
+        A contiguous batch comes out in channels_last memory order, which convolutions like best.
+        """
+        import torch
+
+        std = torch.tensor(self.std, device=batch.device).view(3, 1, 1)
+        mean = torch.tensor(self.mean, device=batch.device).view(3, 1, 1)
+        pixels = batch.permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, S, S)
+        return pixels.mul_(1 / (255 * std)).sub_(mean / std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Rebuild from `to_dict`'s result.
+
+        Raises:
+            ConfigError: On missing or unknown keys and on values of the wrong kind.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"preprocessing: expected keys and values, not {values!r}")
+        known = {field.name for field in fields(cls)}
+        wrong = sorted(str(key) for key in values.keys() - known)
+        missing = sorted(known - values.keys() - {"interpolation"})
+        if wrong or missing:
+            raise ConfigError(
+                f"preprocessing: unknown keys {wrong}, missing keys {missing}; "
+                f"it takes {', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+
+def _three_numbers(key: str, values: Any) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError):
+        red = math.nan
+    if not math.isfinite(red) or not math.isfinite(green + blue):
+        raise ConfigError(
+            f"preprocessing: {key} must be three numbers, one per channel: {values!r}"
+        )
+    return red, green, blue
+
+
+def cell_box(
+    row: int, col: int, grid: tuple[int, int], image_size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The pixels (left, top, right, bottom) that belong to one grid cell.
+
+    A pixel belongs to the cell in which its centre lies, so the boxes of all cells tile the
+    picture. Boxes are empty where the grid is finer than the picture.
+
+    Args:
+        row: Row of the cell, from the top.
+        col: Column of the cell, from the left.
+        grid: (H, W) of the feature grid.
+        image_size: (width, height) of the picture.
+    """
+    (height_cells, width_cells), (width, height) = grid, image_size
+
+    def edge(index: int, pixels: int, cells: int) -> int:
+        return -((cells - 2 * index * pixels) // (2 * cells))  # ceil(index * pixels / cells - 1/2)
+
+    return (
+        edge(col, width, width_cells),
+        edge(row, height, height_cells),
+        edge(col + 1, width, width_cells),
+        edge(row + 1, height, height_cells),
+    )
+
+
+def grid_to_image(
+    grid: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Spread a map over the photo: the exact inverse of `Preprocess`'s resizing.
+
+    Cell (r, c) covers rows r*height/H .. (r+1)*height/H and likewise columns; cell centres lie in
+    the middle of that (`align_corners=False`). Values stay within the map's own range.
+
+    Args:
+        grid: (H, W) values.
+        size: (width, height) of the photo.
+        interpolation: "nearest" fills exactly the `cell_box` of each cell; "bilinear" and "bicubic"
+            are smooth.
+
+    Returns:
+        (height, width) float32.
+    """
+    grid = np.asarray(grid, dtype=np.float32)
+    if grid.ndim != 2 or grid.size == 0:
+        raise ConfigError(f"a map must have shape (rows, columns), not {grid.shape}")
+    width, height = size
+    if interpolation == "nearest":
+        rows = (2 * np.arange(height) + 1) * grid.shape[0] // (2 * height)
+        cols = (2 * np.arange(width) + 1) * grid.shape[1] // (2 * width)
+        return np.take(np.take(grid, rows, axis=0), cols, axis=1)
+    if interpolation not in _RESAMPLING:
+        raise ConfigError(
+            f"interpolation {interpolation!r} is unknown: use one of {', '.join(_RESAMPLING)}"
+        )
+    smooth = Image.fromarray(grid).resize((width, height), _RESAMPLING[interpolation])
+    # Bicubic overshoots beside sharp cells.
+    return np.asarray(smooth).clip(grid.min(), grid.max())

@@ -1,0 +1,1 @@
+"""Training: from captioned photos to a model file."""

@@ -1,0 +1,159 @@
+"""From the recipe's data section to datasets: captions read, features cached where they can be.
+
+Shapes: B photos, S image side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner.config import Config, DataConfig, SourceConfig
+from captioner.data.batches import CaptionDataset
+from captioner.data.examples import Example
+from captioner.data.features import FeatureCache, build_features
+from captioner.data.splits import read_captions
+from captioner.device import autocast
+from captioner.errors import ConfigError
+from captioner.images import open_image
+from captioner.models.encoder import Encoder
+from captioner.preprocess import Preprocess
+from captioner.text import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run reads.
+
+    Attributes:
+        train: Photos with captions.
+        val: Validation photos; empty if the recipe names none.
+        val_cache: Their features, if the encoder is frozen.
+        preprocess: For photos that are read.
+    """
+
+    train: CaptionDataset
+    val: list[Example]
+    val_cache: FeatureCache | None
+    preprocess: Preprocess
+
+    def val_pictures(
+        self, batch_size: int, device: torch.device
+    ) -> Iterator[Tensor | list[Tensor]]:
+        """The validation photos in order: stages of the trunk, or normalised photos."""
+        for start in range(0, len(self.val), batch_size):
+            rows = range(start, min(start + batch_size, len(self.val)))
+            if self.val_cache is not None:
+                items = [self.val_cache.read(row) for row in rows]
+                yield [
+                    torch.from_numpy(np.stack(stage)).float().to(device)
+                    for stage in zip(*items, strict=True)
+                ]
+            else:
+                size = self.preprocess.size
+                photos = [open_image(self.val[row].image, shrink_to=size) for row in rows]
+                pixels = torch.from_numpy(np.stack([self.preprocess.to_uint8(p) for p in photos]))
+                yield self.preprocess.normalize(pixels.to(device))
+
+
+def read_examples(
+    config: DataConfig, val_limit: int | None
+) -> tuple[list[Example], list[Example]]:
+    """Read the training and validation captions that a recipe names.
+
+    Raises:
+        ConfigError: No training captions are named.
+        DataError: A file cannot be used.
+    """
+    if not config.train:
+        raise ConfigError("data.train names no captions file")
+
+    def read(sources: tuple[SourceConfig, ...]) -> list[Example]:
+        root = Path(config.root)
+        return [
+            example
+            for source in sources
+            for example in read_captions(
+                root / source.captions,
+                None if source.images is None else root / source.images,
+                source.split,
+            )
+        ]
+
+    return read(config.train)[: config.limit], read(config.val)[:val_limit]
+
+
+def build_datasets(
+    config: Config,
+    train: list[Example],
+    val: list[Example],
+    encoder: Encoder,
+    vocabulary: Vocabulary,
+    preprocess: Preprocess,
+    device: torch.device,
+) -> TrainingData:
+    """Make the datasets; a frozen encoder's features are computed once and kept on disk."""
+    data = config.data
+    cached = data.cache is not None and not data.augment and config.model.encoder.trainable_stages == 0
+    train_cache = val_cache = None
+    if cached:
+        assert data.cache is not None
+        fingerprint = _fingerprint(encoder)
+
+        def extract(images: Tensor) -> list[Tensor]:
+            images = images.to(device).contiguous(memory_format=torch.channels_last)
+            with autocast(device, config.optim.precision):
+                return [stage.float().cpu() for stage in encoder.extract(images)]
+
+        encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        caches = [
+            build_features(
+                data.cache,
+                [example.image for example in examples],
+                preprocess,
+                extract,
+                workers=data.workers,
+                mirror=mirror,
+                fingerprint=fingerprint,
+            )
+            if examples
+            else None
+            for examples, mirror in ((train, data.mirror), (val, False))
+        ]
+        train_cache, val_cache = caches
+    dataset = CaptionDataset(
+        train,
+        vocabulary,
+        captions_per_image=data.captions_per_image,
+        max_length=data.max_length,
+        preprocess=None if cached else preprocess,
+        cache=train_cache,
+        augment=data.augment,
+        mirror=data.mirror,
+        seed=config.seed,
+    )
+    logger.info(
+        "%d training photos, %d validation photos, vocabulary of %d words",
+        len(train),
+        len(val),
+        len(vocabulary),
+    )
+    return TrainingData(dataset, val, val_cache, preprocess)
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    """Hash of the trunk: its name, stages and weights."""
+    digest = hashlib.sha256(f"{encoder.config.name} {encoder.config.strides}".encode())
+    for name, tensor in sorted(encoder.backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

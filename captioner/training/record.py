@@ -1,0 +1,65 @@
+"""The record of a training that travels in the model file: what made these weights."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import captioner
+from captioner.config import Config, to_dict
+from captioner.training.datasets import TrainingData
+
+
+def training_record(
+    config: Config, data: TrainingData, epoch: int, step: int, metrics: dict[str, float]
+) -> dict[str, Any]:
+    """Describe a run, with no path of the machine it ran on.
+
+    Args:
+        config: The recipe.
+        data: What it read.
+        epoch: Epochs done.
+        step: Steps done.
+        metrics: Of the last validation.
+    """
+    recipe = to_dict(config)
+    del recipe["model"]  # it is in the header already
+    for key in ("out", "device"):
+        del recipe[key]
+    recipe["data"]["root"] = recipe["data"]["cache"] = None
+    if config.init:
+        recipe["init"] = Path(config.init).name
+    return {
+        "recipe": recipe,
+        "training_photos": len(data.train),
+        "validation_photos": len(data.val),
+        "epoch": epoch,
+        "step": step,
+        "validation": metrics,
+        "date": datetime.date.today().isoformat(),
+        "commit": _git_commit(),
+        "versions": {
+            "captioner": captioner.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "timm")},
+        },
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree, if captioner runs from one."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None

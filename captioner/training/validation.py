@@ -1,0 +1,61 @@
+"""Validation during training: captions are generated freely and scored against all references."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from captioner.config import Config
+from captioner.decoding.beam import BeamOptions, beam_search
+from captioner.device import autocast
+from captioner.evaluation.scores import score_captions
+from captioner.models.captioner import CaptionModel
+from captioner.text import Vocabulary
+from captioner.training.datasets import TrainingData
+
+_BATCH = 32  # photos
+
+
+@torch.inference_mode()
+def validate(
+    model: CaptionModel,
+    vocabulary: Vocabulary,
+    data: TrainingData,
+    config: Config,
+    device: torch.device,
+) -> dict[str, float]:
+    """Caption the validation photos with beam search and score them.
+
+    Args:
+        model: In ``eval()``.
+        vocabulary: Its words.
+        data: Holds the photos and references.
+        config: The recipe.
+        device: Where to compute.
+
+    Returns:
+        ``cider``, ``bleu1`` .. ``bleu4``, ``rouge_l`` as fractions; ``attention_entropy``, the
+        mean over words as a share of the uniform map's; ``words``, the mean length.
+    """
+    options = BeamOptions(beam=config.validation.beam, max_length=config.validation.max_length)
+    captions: list[list[str]] = []
+    entropies: list[float] = []
+    for pictures in data.val_pictures(_BATCH, device):
+        with autocast(device, config.optim.precision):
+            stages = (
+                pictures if isinstance(pictures, list) else model.encoder.extract(pictures)
+            )
+            memory = model.decoder.remember(model.encoder.join(stages))
+            found = beam_search(model.decoder, memory, options)
+        for (best, *_) in found:
+            captions.append(vocabulary.decode(best.words))
+            maps = best.attention  # (T, L)
+            entropy = -torch.special.xlogy(maps, maps).sum(-1) / math.log(maps.shape[-1])
+            entropies += entropy.tolist()
+    scores = score_captions(captions, [example.captions for example in data.val])
+    return {
+        **{name: round(value, 5) for name, value in scores.summary().items()},
+        "attention_entropy": round(sum(entropies) / max(1, len(entropies)), 4),
+        "words": round(sum(map(len, captions)) / len(captions), 2),
+    }

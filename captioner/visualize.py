@@ -1,0 +1,336 @@
+"""Pictures of attention: what the model looked at for each word. Pillow and NumPy only.
+
+`overlay` lays one map over the photo, `word_strip` shows photo and words as a sheet of panels,
+`animate` plays the sentence word by word. Maps are (H, W) arrays of weights >= 0, one per word,
+as in `Caption.attention`; they are spread over the photo by `grid_to_image`, the exact inverse of
+the encoder's resizing, so light falls where the model looked.
+
+Scale: each map is divided by its own largest value, so its peak is fully lit whatever its height;
+compare heights between words by giving all of them one `peak` (or `shared_scale=True`). Missing
+values (NaN, infinity) and negative ones count as 0; an all-zero map leaves the photo dim.
+
+Text is set in Pillow's own font, which covers Latin with accents. For other scripts give
+`font="/path/to/font.ttf"`; otherwise their letters come out as boxes.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from captioner.errors import ConfigError
+from captioner.images import grid_to_image, open_image
+
+Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
+
+STYLES = ("spotlight", "heatmap")
+
+_PAPER, _INK, _PALE_INK = (255, 255, 255), (28, 28, 32), (176, 176, 184)
+_PANEL_AREA = 240 * 180  # pixels: panoramas get wider panels, portraits narrower, equal in weight
+_LABEL_SIZE = 20  # pixels
+_GAP = 14  # pixels between panels; twice this around the sheet
+
+
+# --------------------------------------------------------------------------------------- overlays
+
+
+def overlay(
+    image: Image.Image,
+    attention_map: np.ndarray,
+    style: str = "spotlight",
+    *,
+    floor: float = 0.4,
+    strength: float = 0.65,
+    peak: float | None = None,
+    interpolation: str = "bicubic",
+) -> Image.Image:
+    """Lay one attention map over a photo.
+
+    Args:
+        image: The photo, of any mode; turned upright if it carries an EXIF orientation.
+        attention_map: (H, W) weights.
+        style: "spotlight" dims what was not looked at; "heatmap" tints what was, from violet
+            (little) to yellow (most).
+        floor: Spotlight: brightness kept where the weight is 0; the peak keeps its full brightness.
+        strength: Heat map: opacity of the tint at the peak.
+        peak: The weight shown at full strength; None takes the map's own largest.
+        interpolation: "bicubic", "bilinear", or "nearest" for the bare grid cells.
+
+    Returns:
+        An RGB image of the photo's size.
+
+    Raises:
+        ConfigError: On an unknown style, a share outside 0..1, or a map that is not (H, W).
+    """
+    if style not in STYLES:
+        raise ConfigError(f"overlay style {style!r} is unknown: use {' or '.join(STYLES)}")
+    for name, share in (("floor", floor), ("strength", strength)):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"overlay: {name} must lie within 0..1, not {share!r}")
+    photo = open_image(image)
+    pixels = np.asarray(photo, dtype=np.float32)  # (height, width, 3)
+    weights = _weights(attention_map, photo.size, peak, interpolation)[..., None]
+    if style == "spotlight":
+        mixed = pixels * (floor + (1 - floor) * weights)
+    else:
+        tint = heat_colours()[np.round(weights[..., 0] * 255).astype(np.uint8)]
+        # Opacity grows with the weight, so that the photo stays itself where nothing was seen.
+        opacity = strength * weights**0.75
+        mixed = pixels * (1 - opacity) + tint * opacity
+    return Image.fromarray(np.round(mixed).astype(np.uint8))
+
+
+def _weights(
+    attention_map: np.ndarray, size: tuple[int, int], peak: float | None, interpolation: str
+) -> np.ndarray:
+    """Spread a map over the photo on the scale 0..1: (height, width)."""
+    cells = np.nan_to_num(_map(attention_map), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
+    spread = grid_to_image(cells, size, interpolation)
+    # The own peak is taken after spreading: a cell's centre may fall between two pixels.
+    top = float(spread.max()) if peak is None else float(peak)
+    return (spread / top).clip(0, 1) if top > 0 else np.zeros_like(spread)
+
+
+def _map(attention_map: np.ndarray) -> np.ndarray:
+    cells = np.asarray(attention_map, dtype=np.float32)
+    if cells.ndim != 2 or cells.size == 0:
+        raise ConfigError(f"an attention map must have shape (rows, columns), not {cells.shape}")
+    return cells
+
+
+@functools.cache
+def heat_colours() -> np.ndarray:
+    """The heat map's 256 colours, (256, 3) uint8 RGB, from dark violet to pale yellow.
+
+    Lightness and hue run in equal steps through OKLCH (Ottosson 2020), a perceptual colour space:
+    equal steps of attention look equal, and the order survives a black-and-white print.
+    """
+    t = np.linspace(0, 1, 256)
+    lightness = 0.25 + 0.68 * t
+    hue = np.radians(-65 + 170 * t)
+    chroma = 0.13 + 0.08 * np.sin(math.pi * t)
+    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
+    cone = np.stack(
+        [
+            lightness + 0.3963377774 * a + 0.2158037573 * b,
+            lightness - 0.1055613458 * a - 0.0638541728 * b,
+            lightness - 0.0894841775 * a - 1.2914855480 * b,
+        ]
+    )
+    to_linear_rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    linear = (to_linear_rgb @ cone**3).clip(0, 1)
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.round(srgb.T * 255).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------ word strips
+
+
+def word_strip(
+    image: Image.Image,
+    words: Sequence[str],
+    maps: np.ndarray | Sequence[np.ndarray],
+    *,
+    columns: int | None = None,
+    panel_width: int | None = None,
+    style: str = "spotlight",
+    shared_scale: bool = False,
+    font: str | None = None,
+    **options: Any,
+) -> Image.Image:
+    """A sheet of panels: the photo, then one overlay per word with the word below it.
+
+    Args:
+        image: The photo.
+        words: The caption's words.
+        maps: One (H, W) map per word.
+        columns: Panels per row; None chooses a sheet about as wide as a page on a screen.
+        panel_width: In pixels; None chooses by the photo's shape.
+        style: As for `overlay`.
+        shared_scale: Give all words the scale of the strongest, instead of each its own.
+        font: A TrueType file for scripts that Pillow's own font lacks.
+        **options: Passed to `overlay`.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ConfigError: When words and maps differ in number, or an option is wrong.
+    """
+    photo = open_image(image)
+    maps = _one_per_word(words, maps)
+    if shared_scale:
+        options["peak"] = _common_peak(maps)
+    panel = _panel_size(photo.size, panel_width)
+    photo = _fit(photo, panel)
+    panels = [photo] + [overlay(photo, cells, style, **options) for cells in maps]
+    if columns is None:
+        columns = _good_columns(len(panels), panel)
+    elif columns < 1:
+        raise ConfigError(f"word strip: columns must be at least 1, not {columns}")
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    label = round(_LABEL_SIZE * 1.7)
+    step_x, step_y = panel[0] + _GAP, panel[1] + label + _GAP
+    sheet = Image.new("RGB", (columns * step_x + 3 * _GAP, rows * step_y + 2 * _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (picture, text) in enumerate(zip(panels, ["", *words], strict=True)):
+        x = 2 * _GAP + index % columns * step_x
+        y = 2 * _GAP + index // columns * step_y
+        left, top = x + (panel[0] - picture.width) // 2, y + panel[1] - picture.height
+        sheet.paste(picture, (left, top))  # centred, resting on its word
+        text, typeface = _fitted(text, panel[0], font)
+        draw.text((x + panel[0] / 2, y + panel[1] + label / 2), text, _INK, typeface, anchor="mm")
+    return sheet
+
+
+def _one_per_word(
+    words: Sequence[str], maps: np.ndarray | Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    if len(words) != len(maps):
+        raise ConfigError(f"{len(words)} words but {len(maps)} attention maps: give one per word")
+    return [_map(cells) for cells in maps]
+
+
+def _common_peak(maps: list[np.ndarray]) -> float:
+    return max((float(np.max(m, where=np.isfinite(m), initial=0.0)) for m in maps), default=0.0)
+
+
+def _panel_size(size: tuple[int, int], width: int | None) -> tuple[int, int]:
+    """The panel in pixels: the photo's aspect ratio, held within 1:4 and 6:1."""
+    aspect = min(max(size[0] / size[1], 1 / 4), 6.0)
+    if width is None:
+        width = round(math.sqrt(_PANEL_AREA * aspect))
+    elif width < 16:
+        raise ConfigError(f"panel_width must be at least 16 pixels, not {width}")
+    return width, max(1, round(width / aspect))
+
+
+def _fit(photo: Image.Image, panel: tuple[int, int]) -> Image.Image:
+    """Resize the whole photo to fit into the panel, never to a size of 0."""
+    scale = min(panel[0] / photo.width, panel[1] / photo.height)
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _good_columns(panels: int, panel: tuple[int, int]) -> int:
+    """The number of columns whose sheet comes closest to 16:10; empty places count against it."""
+
+    def ugliness(columns: int) -> float:
+        rows = math.ceil(panels / columns)
+        aspect = columns * panel[0] / (rows * (panel[1] + 1.7 * _LABEL_SIZE))
+        return abs(math.log(aspect / 1.6)) + 0.5 * (rows * columns - panels) / panels
+
+    return min(range(1, panels + 1), key=ugliness)
+
+
+@functools.lru_cache(maxsize=32)
+def _font(size: int, path: str | None) -> Font:
+    if path is None:
+        return ImageFont.load_default(size)
+    try:
+        return ImageFont.truetype(path, size)
+    except OSError as error:
+        raise ConfigError(f"cannot load the font {path}: {error}") from error
+
+
+def _fitted(text: str, width: int, path: str | None) -> tuple[str, Font]:
+    """The text and a font in which it fits the width: smaller if need be, cut short at last."""
+    text = " ".join(text.split())
+    for size in range(_LABEL_SIZE, 11, -2):
+        font = _font(size, path)
+        if font.getlength(text) <= width:
+            return text, font
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "...", font
+
+
+# -------------------------------------------------------------------------------------- animation
+
+
+def animate(
+    image: Image.Image,
+    words: Sequence[str],
+    maps: np.ndarray | Sequence[np.ndarray],
+    *,
+    size: int = 480,
+    seconds: float = 0.8,
+    style: str = "spotlight",
+    shared_scale: bool = False,
+    font: str | None = None,
+    **options: Any,
+) -> bytes:
+    """An endless GIF: the photo, then each word's overlay while the sentence lights up below.
+
+    Args:
+        image: The photo.
+        words: The caption's words.
+        maps: One (H, W) map per word.
+        size: Longer side of the photo in the film, in pixels.
+        seconds: How long each word stays.
+        style: As for `overlay`.
+        shared_scale: As for `word_strip`.
+        font: As for `word_strip`.
+        **options: Passed to `overlay`.
+
+    Returns:
+        The GIF file's bytes.
+
+    Raises:
+        ConfigError: When words and maps differ in number, or an option is wrong.
+    """
+    if size < 64 or not 0.02 <= seconds <= 600:
+        raise ConfigError(f"animation: needs size >= 64 and seconds >= 0.02: {size}, {seconds}")
+    photo = open_image(image)
+    maps = _one_per_word(words, maps)
+    if shared_scale:
+        options["peak"] = _common_peak(maps)
+    photo = _fit(photo, (size, size))
+    typeface = _font(_LABEL_SIZE, font)
+    width = max(photo.width, size // 2)
+    places, text_height = _flow(words, width - 2 * _GAP, typeface)
+    frames = []
+    for now in range(-1, len(words)):
+        frame = Image.new("RGB", (width, photo.height + text_height + 2 * _GAP), _PAPER)
+        picture = photo if now < 0 else overlay(photo, maps[now], style, **options)
+        frame.paste(picture, ((width - photo.width) // 2, 0))
+        draw = ImageDraw.Draw(frame)
+        for index, (word, (x, y)) in enumerate(zip(words, places, strict=True)):
+            # The photo comes with the whole sentence, then the words light up one by one.
+            colour = _INK if now in (-1, index) else _PALE_INK
+            draw.text((_GAP + x, photo.height + _GAP + y), word, colour, typeface)
+        # An octree palette keeps small patches of colour (a cat's eyes) that median cut loses;
+        # dithering hides its coarse steps in the dimmed parts.
+        palette = frame.quantize(256, Image.Quantize.FASTOCTREE)
+        frames.append(frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
+    buffer = io.BytesIO()
+    lengths = [round(seconds * 1000 * 1.5)] + [round(seconds * 1000)] * len(words)
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=lengths, loop=0)
+    return buffer.getvalue()
+
+
+def _flow(words: Sequence[str], width: float, font: Font) -> tuple[list[tuple[float, float]], int]:
+    """Where each word starts when the sentence is set in lines of this width, and its height."""
+    places: list[tuple[float, float]] = []
+    x = y = 0.0
+    line = 1.4 * _LABEL_SIZE
+    for word in words:
+        length = font.getlength(word)
+        if x and x + length > width:
+            x, y = 0.0, y + line
+        places.append((x, y))
+        x += length + font.getlength(" ")
+    return places, round(y + line) if words else 0
