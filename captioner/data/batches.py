@@ -1,0 +1,313 @@
+"""Batches of photos x captions: the dataset, the collate and the loader.
+
+Everything random is a pure function of (seed, epoch, photo), so neither the number of workers nor
+an interruption nor the number of processes changes what a training sees:
+
+    dataset = CaptionDataset(examples, vocabulary, cache=cache, mirror=True)
+    sampler = LengthAwareSampler(dataset.lengths, batch_size=16)
+    loader = make_loader(dataset, sampler, workers=2)
+    for epoch in range(sampler.epoch, epochs):
+        sampler.set_epoch(epoch)
+        for batch in loader:
+            ...
+            sampler.advance()
+
+Shapes: B photos in a batch, C captions per photo, T time, S side of the encoder's input.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from captioner.data.examples import Example
+from captioner.data.features import FeatureCache
+from captioner.data.sampler import Key, LengthAwareSampler
+from captioner.errors import DataError, ImageError
+from captioner.images import Preprocess, open_image
+from captioner.text import Vocabulary, tokenize
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
+logger = logging.getLogger(__name__)
+
+_MIRROR = {"left": "right", "leftmost": "rightmost", "leftward": "rightward"}
+_MIRROR |= {right: left for left, right in _MIRROR.items()}
+
+
+@dataclass
+class CaptionBatch:
+    """Photos with their captions.
+
+    Attributes:
+        images: (B, S, S, 3) uint8 for `Preprocess.normalize`, or None where features are given.
+        features: One fp16 tensor (B, C_s, H_s, W_s) per encoder stage, or None.
+        captions: (B, C, T) int64: START, words, END, then PAD; the longest of a photo first.
+        lengths: (B, C) int64, number of targets (words and END); 0 for an absent caption.
+        indices: (B,) int64, places of the photos in the dataset.
+    """
+
+    images: Tensor | None
+    features: list[Tensor] | None
+    captions: Tensor
+    lengths: Tensor
+    indices: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> CaptionBatch:
+        """The batch on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> CaptionBatch:
+        """The batch in page-locked memory (called by the DataLoader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> CaptionBatch:
+        return CaptionBatch(
+            images=None if self.images is None else function(self.images),
+            features=None if self.features is None else [function(f) for f in self.features],
+            captions=function(self.captions),
+            lengths=function(self.lengths),
+            indices=function(self.indices),
+        )
+
+
+@dataclass
+class CaptionItem:
+    """One photo of a batch: `image` (S, S, 3) uint8 or `features`, and its captions' word ids."""
+
+    image: np.ndarray | None
+    features: list[np.ndarray] | None
+    captions: list[np.ndarray]
+    captions_per_image: int
+    index: int
+
+
+class CaptionDataset(Dataset[CaptionItem]):
+    """Photos (or their cached features) with captions as word ids.
+
+    Items are asked for by (epoch, index) as the sampler gives it, or by index alone (epoch 0).
+
+    Args:
+        examples: The photos and captions.
+        vocabulary: Turns words into ids.
+        captions_per_image: C; of a photo with more captions, C are drawn anew in each epoch.
+        max_length: Words after which a caption is cut.
+        preprocess: Read the photos, at this size (normalisation is left to the device); or
+        cache: take the features from here; row i belongs to examples[i].
+        augment: Random resized crops and colour jitter (photos only).
+        mirror: Mirror half of the photos, and swap `left` and `right` in their captions.
+        seed: Of all the draws.
+
+    Raises:
+        DataError: Neither or both of preprocess and cache, or a cache that does not fit. Reading
+            an item raises it when the photo cannot be read.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        vocabulary: Vocabulary,
+        *,
+        captions_per_image: int = 5,
+        max_length: int = 30,
+        preprocess: Preprocess | None = None,
+        cache: FeatureCache | None = None,
+        augment: bool = False,
+        mirror: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not examples:
+            raise DataError("no captioned photos: check the caption file and its split")
+        if (preprocess is None) == (cache is None):
+            raise DataError("give either preprocess (to read photos) or a feature cache")
+        self.paths = [example.image for example in examples]
+        if cache is not None:
+            cache.check_files(self.paths)
+            if augment:
+                raise DataError(
+                    "cached features cannot be augmented: set augment off or read photos"
+                )
+            if mirror and cache.views < 2:
+                raise DataError(f"{cache.folder}: no mirrored view here; build the cache with it")
+        self.preprocess = preprocess
+        self.cache = cache
+        self.augment = _augmentation(preprocess) if augment and preprocess else None
+        self.mirror = mirror
+        self.seed = seed
+        self._captions = _EncodedCaptions(examples, vocabulary, max_length, mirrored=mirror)
+        most = max(self._captions.count(index) for index in range(len(examples)))
+        self.captions_per_image = max(1, min(captions_per_image, most))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) targets of each photo's longest caption: what the sampler sorts by."""
+        return self._captions.longest
+
+    def __getitem__(self, key: Key | int) -> CaptionItem:
+        epoch, index = key if isinstance(key, tuple) else (0, int(key))
+        generator = np.random.default_rng([self.seed, epoch, index])
+        mirrored = bool(self.mirror and generator.random() < 0.5)
+        captions = self._captions.get(index, mirrored)
+        if len(captions) > self.captions_per_image:
+            chosen = generator.choice(len(captions), self.captions_per_image, replace=False)
+            captions = [captions[number] for number in chosen]
+        # Longest first: the decoder drops the columns that are finished.
+        captions.sort(key=len, reverse=True)
+        image = features = None
+        if self.cache is not None:
+            features = self.cache.read(index, view=int(mirrored))
+        else:
+            image = self._read_image(index, mirrored, seed=int(generator.integers(2**63)))
+        return CaptionItem(image, features, captions, self.captions_per_image, index)
+
+    def _read_image(self, index: int, mirrored: bool, seed: int) -> np.ndarray:
+        """(S, S, 3) uint8."""
+        assert self.preprocess is not None
+        size = self.preprocess.size
+        try:
+            # An augmented crop keeps at least .6 of the area: read a bit more than the square.
+            image = open_image(self.paths[index], shrink_to=size * 3 // 2 if self.augment else size)
+        except ImageError as error:
+            raise DataError(str(error)) from error
+        if mirrored:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.augment is None:
+            return self.preprocess.to_uint8(image)
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: it would reseed the GPUs of a loader without workers as well.
+            torch.default_generator.manual_seed(seed)
+            return np.array(self.augment(image))
+
+
+def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
+    """Stack items into a batch; T is that of the batch's longest caption."""
+    count = max(item.captions_per_image for item in items)
+    longest = max((len(words) for item in items for words in item.captions), default=1)
+    captions = np.full((len(items), count, longest), Vocabulary.PAD, dtype=np.int64)
+    lengths = np.zeros((len(items), count), dtype=np.int64)
+    for row, item in enumerate(items):
+        for column, words in enumerate(item.captions):
+            captions[row, column, : len(words)] = words
+            lengths[row, column] = len(words) - 1  # START is not a target
+    features = None
+    if items[0].features is not None:
+        stages = zip(*(item.features or [] for item in items), strict=True)
+        features = [torch.from_numpy(np.stack(stage)) for stage in stages]
+    images = None
+    if items[0].image is not None:
+        images = torch.from_numpy(
+            np.stack([item.image for item in items if item.image is not None])
+        )
+    return CaptionBatch(
+        images,
+        features,
+        torch.from_numpy(captions),
+        torch.from_numpy(lengths),
+        torch.tensor([item.index for item in items]),
+    )
+
+
+class CaptionLoader(DataLoader[Any]):
+    """Batches from workers that live on over the epochs; it iterates over `CaptionBatch`."""
+
+    def __iter__(self) -> Iterator[CaptionBatch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            # From a worker it comes with a page of traceback before its message.
+            message = str(error).strip().splitlines()[-1]
+            raise DataError(message.removeprefix("captioner.errors.DataError: ")) from error
+
+
+def make_loader(
+    dataset: CaptionDataset,
+    sampler: LengthAwareSampler,
+    *,
+    workers: int = 2,
+    pin_memory: bool = False,
+) -> CaptionLoader:
+    """Connect a dataset and a sampler; `workers` processes read ahead (0: none)."""
+    return CaptionLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        # The loader draws a seed per epoch: not from the generator that dropout uses, or a resumed
+        # training would differ from an uninterrupted one.
+        generator=torch.Generator(),
+    )
+
+
+class _EncodedCaptions:
+    """All captions as START, word ids, END; flat arrays, which forked workers share untouched."""
+
+    def __init__(
+        self, examples: Sequence[Example], vocabulary: Vocabulary, max_length: int, mirrored: bool
+    ) -> None:
+        plain: list[int] = []
+        swapped: list[int] = []
+        ends = [0]  # of the captions, in the flat arrays
+        first = [0]  # number of each photo's first caption
+        longest = []
+        for example in examples:
+            sentences = [words for caption in example.captions if (words := tokenize(caption))]
+            if not sentences:
+                logger.warning(
+                    "%s has no caption with words in it", os.path.basename(example.image)
+                )
+            for words in sentences:
+                words = words[:max_length]
+                plain += [Vocabulary.START, *vocabulary.encode(words), Vocabulary.END]
+                if mirrored:
+                    words = mirror_words(words)
+                    swapped += [Vocabulary.START, *vocabulary.encode(words), Vocabulary.END]
+                ends.append(len(plain))
+            first.append(len(ends) - 1)
+            longest.append(max((min(len(words), max_length) + 1 for words in sentences), default=0))
+        self._flat = [np.array(flat, dtype=np.int32) for flat in (plain, swapped)]
+        self._ends = np.array(ends)
+        self._first = np.array(first)
+        self.longest = np.array(longest)
+
+    def count(self, index: int) -> int:
+        return int(self._first[index + 1] - self._first[index])
+
+    def get(self, index: int, mirrored: bool) -> list[np.ndarray]:
+        flat = self._flat[mirrored]
+        numbers = range(self._first[index], self._first[index + 1])
+        return [flat[self._ends[number] : self._ends[number + 1]] for number in numbers]
+
+
+def mirror_words(words: Sequence[str]) -> list[str]:
+    """The words of a caption after its photo was mirrored: left and right swapped."""
+    return ["-".join(_MIRROR.get(part, part) for part in word.split("-")) for word in words]
+
+
+def _augmentation(preprocess: Preprocess) -> v2.Transform:
+    """PIL image -> PIL image (S, S): mild crops and colours, so that the captions stay true."""
+    from torchvision.transforms import InterpolationMode, v2  # slow to import
+
+    size = [preprocess.size, preprocess.size]
+    mode = InterpolationMode(preprocess.interpolation)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.8, 1.25), interpolation=mode),
+            # No change of hue: it costs four times the rest, and captions name colours.
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+        ]
+    )

@@ -1,0 +1,124 @@
+"""A sampler of batches: length-aware, seeded, resumable, shardable over processes.
+
+N photos; a batch is a list of (epoch, index) keys, so that persistent workers learn the epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from captioner.errors import DataError
+
+Key = tuple[int, int]
+"""(epoch, index of the photo): what the sampler gives to the dataset."""
+
+_POOL = 64  # batches that are sorted together: enough to save padding, few enough to stay random
+
+
+class LengthAwareSampler(Sampler[list[Key]]):
+    """Batches of photos whose captions have similar lengths, so that little is padding.
+
+    The photos are shuffled, sorted by length within pools of many batches, cut into batches, and
+    the batches are shuffled. Each epoch visits each photo once; batch sizes differ by one at most
+    (there is no tiny last batch). With several processes the global batch, of
+    `batch_size * world_size` photos, is built first and then dealt out to the ranks: N processes
+    see the same global batches as a single one with N times the batch size.
+
+    Iterating is a pure function of (seed, epoch, batch); it starts at `batch`, the number of
+    batches that the trainer has consumed in this epoch and reported by `advance()` (what workers
+    have prefetched does not count).
+
+    Args:
+        lengths: One length per photo, for example `CaptionDataset.lengths`.
+        batch_size: Photos per batch and process.
+        seed: Of the order.
+        rank: This process.
+        world_size: Number of processes.
+
+    Raises:
+        DataError: Too few photos to give each process one in each batch.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"batch_size {batch_size}, rank {rank} of {world_size}")
+        self.lengths = np.asarray(lengths)
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.global_batch_size = batch_size * world_size
+        self.epoch = 0
+        self.batch = 0
+        count = len(self.lengths)
+        if count == 0 or count // len(self) < world_size:
+            raise DataError(
+                f"{count} photos cannot be cut into batches with at least one photo for each of"
+                f" {world_size} process(es): use more photos, fewer processes or a larger batch"
+            )
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, for each process alike."""
+        return math.ceil(len(self.lengths) / self.global_batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch = self.epoch
+        for batch in self.global_batches(epoch)[self.batch :]:
+            # Dealt out like cards, since the photos of a batch are sorted by length.
+            yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
+
+    def global_batches(self, epoch: int) -> list[np.ndarray]:
+        """All batches of an epoch before they are dealt out to the ranks: arrays of indices."""
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(len(self.lengths))
+        # As even as possible: batch sizes differ by one at most.
+        ends = np.cumsum([len(part) for part in np.array_split(order, len(self))])
+        for pool in np.split(order, ends[_POOL - 1 :: _POOL]):
+            # A view into order; stable, so that photos of equal length stay shuffled.
+            pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]
+        batches = np.split(order, ends[:-1])
+        return [batches[place] for place in generator.permutation(len(batches))]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; the epoch one is in keeps its position."""
+        if epoch != self.epoch:
+            self.epoch, self.batch = epoch, 0
+
+    def advance(self, batches: int = 1) -> None:
+        """Tell that the trainer has consumed a batch of this epoch."""
+        self.batch += batches
+
+    def state_dict(self) -> dict[str, int]:
+        """The position (the same for all ranks) and what it is valid for."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "seed": self.seed,
+            "photos": len(self.lengths),
+            "global_batch_size": self.global_batch_size,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at a saved position with exactly the remaining batches.
+
+        Raises:
+            DataError: The state belongs to other data, another seed or another batch size.
+        """
+        for name, here in self.state_dict().items():
+            if name not in ("epoch", "batch") and state[name] != here:
+                raise DataError(
+                    f"cannot resume: {name} was {state[name]} and is now {here};"
+                    " resume with the data and settings of the interrupted training"
+                )
+        self.epoch, self.batch = state["epoch"], state["batch"]
