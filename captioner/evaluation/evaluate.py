@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +146,7 @@ def evaluate(
     )
     bar = tqdm(results, total=len(examples), unit="photo", disable=None if progress else True)
     measured = (
-        (example.image_id, caption.words, caption.attention)
+        (int(example.image_id), caption.words, caption.attention)
         for example, caption in tally.follow(examples, bar)
         if masks is not None and example.image_id in masks
     )
@@ -179,7 +179,7 @@ class _Tally:
         self._entropy = 0.0
 
     def follow(
-        self, examples: Sequence[Example], results: Iterator[Caption | Failure]
+        self, examples: Sequence[Example], results: Iterable[Caption | Failure]
     ) -> Iterator[tuple[Example, Caption]]:
         """Hand on each caption with its example, after noting it; note failures only."""
         from captioner.api import Failure

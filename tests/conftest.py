@@ -1,0 +1,31 @@
+"""What all tests share: two threads, the data folder, a tiny model."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import MODEL, shake
+
+from captioner.models.captioner import CaptionModel
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder of the real data sets: CAPTIONER_DATA, else ../shared/data beside the repository."""
+    named = os.environ.get("CAPTIONER_DATA")
+    path = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no data at {path}; set CAPTIONER_DATA to the folder of the data sets")
+    return path
+
+
+@pytest.fixture
+def tiny_model():
+    """A random network of 30 words for photos of 64 pixels, whose words differ much in score."""
+    torch.manual_seed(0)
+    model = CaptionModel(MODEL, 30)
+    shake(model.decoder, 0.3)
+    return model.eval()
