@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -29,12 +27,16 @@ from captioner.decoding.stepper import Hypothesis
 from captioner.device import Precision, autocast, resolve_device
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.images import ImageSource, open_image
+from captioner.parallel import map_ahead
 from captioner.text import Vocabulary, detokenize, tokenize
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from captioner.models.captioner import CaptionModel
+
+_LANES = 4  # batches in work at once on a CPU; each holds its own activations in memory
+_Picture: TypeAlias = "tuple[ImageSource, np.ndarray | CaptionerError]"
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 
@@ -151,7 +153,7 @@ class Captioner:
         self.vocabulary = header.vocabulary
         self.preprocess = header.preprocess
         self.model = model.eval().to(self.device)
-        self.model.encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.encoder.backbone.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_pretrained(
@@ -225,16 +227,17 @@ class Captioner:
             One result per picture, in order.
         """
         options = BeamOptions(**search)
+        workers = workers or min(8, os.cpu_count() or 1)
 
-        def read(source: ImageSource) -> tuple[ImageSource, np.ndarray | CaptionerError]:
+        def read(source: ImageSource) -> _Picture:
             try:
                 return source, self.read(source)
             except CaptionerError as error:
                 return source, error
 
-        for batch in _batches(_read_ahead(sources, read, workers, 2 * batch_size), batch_size):
-            pixels = [picture for _, picture in batch if isinstance(picture, np.ndarray)]
-            found = iter(self.search(np.stack(pixels), options) if pixels else [])
+        pictures = map_ahead(read, sources, workers=workers, depth=2 * batch_size)
+        for batch, sentences in self._search_all(_batches(pictures, batch_size), options):
+            found = iter(sentences)
             for source, picture in batch:
                 if isinstance(picture, np.ndarray):
                     yield self.caption(source, next(found))
@@ -242,6 +245,38 @@ class Captioner:
                     raise picture
                 else:
                     yield Failure(source, str(picture))
+
+    def _search_all(
+        self, batches: Iterator[list[_Picture]], options: BeamOptions
+    ) -> Iterator[tuple[list[_Picture], list[list[Hypothesis]]]]:
+        """Search batch after batch: each with the sentences of those of its photos that opened.
+
+        On a CPU several batches are in work at once, each on its share of the cores: beam search
+        is made of operations too small to share among many.
+        """
+
+        def search(batch: list[_Picture]) -> tuple[list[_Picture], list[list[Hypothesis]]]:
+            pixels = [picture for _, picture in batch if isinstance(picture, np.ndarray)]
+            return batch, self.search(np.stack(pixels), options) if pixels else []
+
+        threads = torch.get_num_threads()
+        most = min(threads, _LANES) if self.device.type == "cpu" else 1
+        first = list(itertools.islice(batches, most))
+        lanes = len(first)
+        if lanes <= 1:
+            yield from map(search, itertools.chain(first, batches))
+            return
+        try:
+            yield from map_ahead(
+                search,
+                itertools.chain(first, batches),
+                workers=lanes,
+                depth=2 * lanes,
+                initializer=torch.set_num_threads,  # of the thread that calls it
+                initargs=(threads // lanes,),
+            )
+        finally:
+            torch.set_num_threads(threads)  # what threads to come start with
 
     def read(self, source: ImageSource) -> np.ndarray:
         """Open a picture and bring it to the encoder's square: (S, S, 3) uint8.
@@ -251,7 +286,7 @@ class Captioner:
         """
         return self.preprocess.to_uint8(open_image(source, shrink_to=self.preprocess.size))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def search(self, pixels: np.ndarray, options: BeamOptions) -> list[list[Hypothesis]]:
         """Encode and decode a batch: (B, S, S, 3) uint8 -> per photo its best sentences."""
         images = self.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
@@ -278,7 +313,7 @@ class Captioner:
             )
         return replace(captions[0], candidates=tuple(captions))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, image: ImageSource, sentence: str) -> SentenceScore:
         """Log-probability of a sentence for a picture, word by word (log P(y_t | y_<t, photo)).
 
@@ -309,28 +344,6 @@ class Captioner:
 
     def _grid(self) -> tuple[int, int]:
         return self.model.encoder.grid_size
-
-
-def _read_ahead(
-    sources: Iterable[ImageSource],
-    read: Any,
-    workers: int | None,
-    depth: int,
-) -> Iterator[tuple[ImageSource, np.ndarray | CaptionerError]]:
-    """Run ``read`` over the sources in threads, in order, at most ``depth`` ahead."""
-    workers = workers or min(8, os.cpu_count() or 1)
-    pending: deque[Future[tuple[ImageSource, np.ndarray | CaptionerError]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        try:
-            for source in sources:
-                pending.append(pool.submit(read, source))
-                if len(pending) > depth:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

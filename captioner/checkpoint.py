@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.config import ModelConfig, from_dict, to_dict
-from captioner.errors import CheckpointError, ConfigError
+from captioner.errors import CheckpointError, ConfigError, DataError
 from captioner.files import replacing
 from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
@@ -112,7 +112,7 @@ def read_header(path: str | Path) -> Header:
             preprocess=Preprocess.from_dict(document["preprocess"]),
             record=document["record"],
         )
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, ConfigError, DataError) as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from None
 
 
@@ -147,14 +147,20 @@ def load_checkpoint(path: str | Path) -> tuple[CaptionModel, Header]:
 
     header = read_header(path)
     weights = load_weights(path)
-    model = CaptionModel(header.config, len(header.vocabulary), pretrained=False)
-    if header.config.decoder.tied and "decoder.project.weight" not in weights:
-        weights["decoder.project.weight"] = weights["decoder.embed.weight"]
+    try:
+        model = CaptionModel(header.config, len(header.vocabulary), pretrained=False)
+    except ConfigError as error:  # for example a CNN that the installed timm does not have
+        raise CheckpointError(f"{path}: its network cannot be built: {error}") from None
+    embedding = weights.get("decoder.embed.weight")
+    if header.config.decoder.tied and embedding is not None:
+        weights.setdefault("decoder.project.weight", embedding)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise CheckpointError(f"{path}: the weights do not fit the configuration: {reason}") from None
+        raise CheckpointError(
+            f"{path}: the weights do not fit the configuration: {reason}"
+        ) from None
     return model.eval(), header
 
 
@@ -168,7 +174,5 @@ def _explain(path: str | Path, error: Exception) -> str:
     except OSError as problem:
         return f"cannot read {path}: {problem.strerror}"
     if start.startswith(_PICKLES):
-        return (
-            f"{path} is a pickled file, which could run code: captioner loads .safetensors only"
-        )
+        return f"{path} is a pickled file, which could run code: captioner loads .safetensors only"
     return f"{path} is damaged, cut short or no safetensors file ({error})"

@@ -1,4 +1,4 @@
-"""Attention: weights are a distribution, normalisers equal their definitions, keys are made once."""
+"""Attention: weights are a distribution, normalisers equal their definition, keys are made once."""
 
 import math
 

@@ -168,7 +168,7 @@ def test_order_of_the_rows_changes_nothing(options):
 def test_rows_share_the_photo(options):
     """Three captions of one encoding equal three copies of the photo with one caption each."""
     decoder = make_decoder(**options)
-    logits, result, captions = teacher_forced(decoder)
+    _, result, captions = teacher_forced(decoder)
     copies = Grid(make_grid(3).features.repeat_interleave(3, 0), (3, 3))
     single = decoder(
         decoder.remember(copies), captions.flatten(0, 1)[:, None], torch.tensor(LENGTHS).view(9, 1)

@@ -99,7 +99,7 @@ class _Beams:
 _FIELDS = ("totals", "words", "log_probs", "maps")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def beam_search(
     decoder: Decoder, memory: Memory, options: BeamOptions | None = None
 ) -> list[list[Hypothesis]]:
@@ -223,6 +223,8 @@ def _collect(
                     break
                 row = words[place][k]
                 length = row.index(Vocabulary.END) if finished else len(row)
+                if any(row[:length] == other.words for other in results[photo]):
+                    continue  # cut at max_length, but found with its END as well
                 results[photo].append(
                     Hypothesis(
                         words=row[:length],

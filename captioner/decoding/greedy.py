@@ -17,7 +17,7 @@ from captioner.text import Vocabulary
 SPECIALS = (Vocabulary.PAD, Vocabulary.START, Vocabulary.UNK)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def greedy_search(
     decoder: Decoder,
     memory: Memory,
@@ -63,8 +63,6 @@ def greedy_search(
         length = row.index(Vocabulary.END) if finished else max_length
         log_probs = score_rows[photo][: length + finished]
         hypotheses.append(
-            Hypothesis(
-                row[:length], log_probs, sum(log_probs), finished, attention[photo, :length]
-            )
+            Hypothesis(row[:length], log_probs, sum(log_probs), finished, attention[photo, :length])
         )
     return hypotheses

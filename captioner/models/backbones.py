@@ -15,6 +15,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +68,10 @@ class Backbone(nn.Module):
         hooks = []
 
         def watch(name: str, module: nn.Module) -> None:
-            def note(_module: nn.Module, _inputs: object, output: object) -> None:
+            def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
                 nonlocal current
-                if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[-2:]) > 1:
+                # Only convolutions: what other modules give may have its channels last.
+                if isinstance(module, nn.Conv2d) and min(output.shape[-2:]) > 1:
                     current = max(current, _stride(image_size, output))
                 for parameter, _ in module.named_parameters(recurse=False):
                     strides[f"{name}.{parameter}".lstrip(".")] = current
@@ -80,6 +82,7 @@ class Backbone(nn.Module):
             if any(True for _ in module.parameters(recurse=False)):
                 watch(name, module)
         device = next(self.parameters()).device
+        self.eval()  # or the dry run would move the statistics of BatchNorm
         with torch.no_grad():
             self(torch.zeros(1, 3, image_size, image_size, device=device))
         for hook in hooks:
@@ -99,7 +102,7 @@ class TimmBackbone(Backbone):
         try:
             # Without weights only its description is needed: the meta device allocates nothing.
             with contextlib.nullcontext() if pretrained else torch.device("meta"):
-                whole = timm.create_model(name, pretrained=pretrained and not from_package)
+                whole: Any = timm.create_model(name, pretrained=pretrained and not from_package)
             known = [info["reduction"] for info in whole.feature_info]
         except RuntimeError as error:
             if "Unknown model" not in str(error):
@@ -120,13 +123,14 @@ class TimmBackbone(Backbone):
             tuple(configuration.get("std", IMAGENET_STD)),
         )
         kept = _indices(known, strides, f"timm/{name}")
-        self.trunk = timm.create_model(name, features_only=True, out_indices=kept)
+        trunk: Any = timm.create_model(name, features_only=True, out_indices=kept)
+        self.trunk = trunk
         if pretrained:
             # The feature model has no head and may write "stages_0" where the whole has "stages.0".
             weights = {_flatten(key): value for key, value in whole.state_dict().items()}
             own = self.trunk.state_dict()
             self.trunk.load_state_dict({key: weights[_flatten(key)] for key in own})
-        self.channels = tuple(self.trunk.feature_info.channels())
+        self.channels = tuple(trunk.feature_info.channels())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the chosen stages: (B, 3, S, S) -> [(B, C, H, W), ...]."""
@@ -149,7 +153,8 @@ class TorchvisionBackbone(Backbone):
             model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
         except OSError as error:
             raise ConfigError(_no_weights(f"torchvision/{name}", error)) from None
-        self.normalization = Normalization()
+        transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        self.normalization = Normalization(tuple(transforms.mean), tuple(transforms.std))
         self.blocks = nn.ModuleList(_trunk_blocks(model))
         lasts: dict[int, tuple[int, int]] = {}  # stride -> (index of its last block, channels)
         x = torch.zeros(1, 3, image_size, image_size)

@@ -144,8 +144,8 @@ class Decoder(nn.Module):
             return State(zeros, zeros)
         mean = memory.values.mean(1)  # (B, D)
         hidden, cell = torch.tanh(self.start_hidden(mean)), torch.tanh(self.start_cell(mean))
-        return State(  # (B, H_d) -> (B, C, H_d)
-            hidden[:, None].expand(-1, rows, -1), cell[:, None].expand(-1, rows, -1)
+        return State(  # (B, H_d) -> (B, C, H_d); a view would slow the matrix products down
+            hidden[:, None].repeat(1, rows, 1), cell[:, None].repeat(1, rows, 1)
         )
 
     def step(self, state: State, words: Tensor, memory: Memory) -> Step:
@@ -174,7 +174,7 @@ class Decoder(nn.Module):
                 sorted by length, longest first: finished columns then cost nothing.
             lengths: (B, C) number of targets (words and END) of each caption; 0 for none.
         """
-        (batch, rows, _), total = captions.shape, int(lengths.max())
+        rows, total = captions.shape[1], int(lengths.max())
         inputs, targets = captions[..., :total], captions[..., 1 : total + 1]
         embedded = self.dropout(self.embed(inputs))  # (B, C, T, E)
         gates = self.word_gates(embedded)  # (B, C, T, 4·H_d)

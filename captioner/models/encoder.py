@@ -3,7 +3,8 @@
 A CNN trunk gives one or more stages; a small neck projects each to D channels, brings them to one
 grid and adds them. The fine stage keeps the places apart, the coarse stage brings the meaning.
 
-Shapes: B batch, S image side, C channels of a stage, (H, W) grid, L = H·W locations, D feature size.
+Shapes: B batch, S image side, C channels of a stage, (H, W) grid, L = H·W locations,
+D feature size.
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ class Encoder(nn.Module):
             self.laterals = nn.ModuleList(Lateral(c, config.width) for c in channels)
         self.refine: nn.Module | None = None
         if config.refine_layers:
+            if self.feature_size % config.refine_heads:
+                raise ConfigError(
+                    f"encoder.refine_heads={config.refine_heads} must divide the feature size "
+                    f"{self.feature_size}"
+                )
             layer = nn.TransformerEncoderLayer(
                 self.feature_size,
                 config.refine_heads,
@@ -79,6 +85,7 @@ class Encoder(nn.Module):
             self.refine = nn.TransformerEncoder(
                 layer, config.refine_layers, enable_nested_tensor=False
             )
+        self.train()  # modules start out in training mode: what is frozen must not
 
     @property
     def normalization(self) -> Normalization:
@@ -123,12 +130,11 @@ class Encoder(nn.Module):
         super().train(mode)
         for module in self.backbone.modules():
             norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            own = list(module.parameters(recurse=False))
-            frozen = own and not any(p.requires_grad for p in own)
+            parameters = list(module.parameters())
+            # With what is in it: a frozen block has no stochastic depth either.
+            frozen = parameters and not any(p.requires_grad for p in parameters)
             if frozen or (norm and self.config.batch_norm == "frozen"):
-                module.training = False
-        if self.config.trainable_stages == 0:
-            self.backbone.eval()
+                module.eval()
         return self
 
     def _freeze(self) -> None:
@@ -141,6 +147,10 @@ class Encoder(nn.Module):
         trained = sorted(set(strides.values()), reverse=True)[:count]
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(strides.get(name) in trained)
+        if not self.config.train_depthwise:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                    module.requires_grad_(False)
 
 
 class Lateral(nn.Module):

@@ -65,9 +65,7 @@ class TrainingData:
                 yield self.preprocess.normalize(pixels.to(device))
 
 
-def read_examples(
-    config: DataConfig, val_limit: int | None
-) -> tuple[list[Example], list[Example]]:
+def read_examples(config: DataConfig, val_limit: int | None) -> tuple[list[Example], list[Example]]:
     """Read the training and validation captions that a recipe names.
 
     Raises:
@@ -103,7 +101,9 @@ def build_datasets(
 ) -> TrainingData:
     """Make the datasets; a frozen encoder's features are computed once and kept on disk."""
     data = config.data
-    cached = data.cache is not None and not data.augment and config.model.encoder.trainable_stages == 0
+    cached = (
+        data.cache is not None and not data.augment and config.model.encoder.trainable_stages == 0
+    )
     train_cache = val_cache = None
     if cached:
         assert data.cache is not None
@@ -114,7 +114,7 @@ def build_datasets(
             with autocast(device, config.optim.precision):
                 return [stage.float().cpu() for stage in encoder.extract(images)]
 
-        encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        encoder.eval()
         caches = [
             build_features(
                 data.cache,

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from captioner.files import replacing
+
 
 class JsonLinesLog:
     """Appends to ``log.jsonl``; a resumed run goes on in the same file.
@@ -22,7 +24,8 @@ class JsonLinesLog:
         if keep_until is not None and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) <= keep_until]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        with replacing(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._path = path
         self._start = time.monotonic()
 

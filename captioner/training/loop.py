@@ -73,6 +73,7 @@ class Trainer:
             )
             self.model = CaptionModel(config.model, len(self.vocabulary))
         self.model.to(self.device)
+        self.model.encoder.backbone.to(memory_format=torch.channels_last)
         normalization = self.model.encoder.normalization
         self.preprocess = Preprocess(
             size=config.model.encoder.image_size,
@@ -234,13 +235,13 @@ class Trainer:
             )
         try:
             self.model.load_state_dict(state["model"])
-        except RuntimeError:
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, KeyError, ValueError):
             raise CheckpointError(
                 f"{self.out} was trained with another model configuration or vocabulary: "
                 "resume with the recipe it was started with"
             ) from None
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.best, self.metrics = state["step"], state["best"], state["metrics"]

@@ -31,6 +31,10 @@ def training_record(
     for key in ("out", "device"):
         del recipe[key]
     recipe["data"]["root"] = recipe["data"]["cache"] = None
+    for source in recipe["data"]["train"] + recipe["data"]["val"]:
+        for key in ("captions", "images"):
+            if source[key] is not None and Path(source[key]).is_absolute():
+                source[key] = Path(source[key]).name
     if config.init:
         recipe["init"] = Path(config.init).name
     return {

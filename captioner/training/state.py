@@ -33,8 +33,9 @@ def load_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"nothing to resume in {folder}: no {STATE_FILE}") from None
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(f"{path} cannot be resumed from: {error}") from None
+    except Exception as error:  # torch raises many kinds, and recommends to load unsafely
+        reason = f"it is damaged or no training state ({type(error).__name__})"
+        raise CheckpointError(f"{path} cannot be resumed from: {reason}") from None
     return state
 
 

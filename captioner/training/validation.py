@@ -43,12 +43,10 @@ def validate(
     entropies: list[float] = []
     for pictures in data.val_pictures(_BATCH, device):
         with autocast(device, config.optim.precision):
-            stages = (
-                pictures if isinstance(pictures, list) else model.encoder.extract(pictures)
-            )
+            stages = pictures if isinstance(pictures, list) else model.encoder.extract(pictures)
             memory = model.decoder.remember(model.encoder.join(stages))
             found = beam_search(model.decoder, memory, options)
-        for (best, *_) in found:
+        for best, *_ in found:
             captions.append(vocabulary.decode(best.words))
             maps = best.attention  # (T, L)
             entropy = -torch.special.xlogy(maps, maps).sum(-1) / math.log(maps.shape[-1])

@@ -1,0 +1,10 @@
+"""Captioning many photos: sources of items, a run over them, sinks for the results.
+
+    from captioner.batch.run import caption_items
+    from captioner.batch.sources import open_sources
+    for item, result in caption_items(captioner, open_sources(["photos"])):
+        ...
+
+A source is an iterator of :class:`~captioner.batch.items.Item`; a sink follows
+:class:`~captioner.batch.sinks.Sink`. Nothing here holds more than a few batches of photos.
+"""

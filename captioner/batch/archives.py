@@ -1,0 +1,51 @@
+"""Photos in ``.tar`` archives, plain or compressed, as WebDataset shards have them."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+
+from captioner.batch.items import Item
+from captioner.images import IMAGE_SUFFIXES
+
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+_MAX_BYTES = 256 * 1024**2
+"""Largest member that is read: several are held in memory at once."""
+
+
+def read_archive(path: str) -> Iterator[Item]:
+    """The pictures of an archive, read once from front to back.
+
+    A picture is called ``shard.tar/member.jpg``. Other members, such as WebDataset's ``.json``, are
+    left out. A damaged archive gives its pictures up to the damage, then an item with the error.
+
+    Args:
+        path: The archive.
+    """
+    found = 0
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
+                folder_and_name = member.name.rsplit("/", 1)
+                if not member.isfile() or folder_and_name[-1].startswith("."):
+                    continue
+                if os.path.splitext(member.name)[1].lower() not in IMAGE_SUFFIXES:
+                    continue
+                found += 1
+                name = f"{path}/{member.name}"
+                if member.size > _MAX_BYTES:
+                    yield Item(name, error=f"too large: {member.size:,} bytes in the archive")
+                    continue
+                file = archive.extractfile(member)
+                assert file is not None  # it is for regular files
+                yield Item(name, file.read())
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            yield Item(path, error=error.strerror)
+        else:
+            yield Item(path, error=f"damaged archive after {found:,} photos ({error})")

@@ -1,0 +1,69 @@
+"""A text file beside each photo, as many training tools expect captions."""
+
+from __future__ import annotations
+
+import os
+
+from captioner.batch.formats import Kept, sentences
+from captioner.batch.items import Item, Result
+from captioner.batch.rowfile import Mode
+from captioner.errors import CaptionerError
+from captioner.files import replacing
+
+
+class SidecarSink:
+    """``photo.txt`` beside each ``photo.jpg``, with one caption a line.
+
+    Args:
+        mode: ``new`` takes a sidecar that is there for a failure, ``resume`` for done.
+    """
+
+    shows_errors = False
+
+    def __init__(self, mode: Mode = "new"):
+        self.mode = mode
+        self._claimed: set[str] = set()
+
+    def kept(self, item: Item) -> Kept | None:
+        """See `sinks.Sink.kept`."""
+        path = _sidecar(item)
+        if self.mode != "resume" or path is None or not os.path.exists(path):
+            return None
+        self._claimed.discard(path)
+        return Kept(item.name, None)
+
+    def refuse(self, item: Item) -> str | None:
+        """See `sinks.Sink.refuse`."""
+        path = _sidecar(item)
+        if path is None:
+            return "has no folder of its own for a sidecar"
+        if path in self._claimed:
+            return f"another photo has the sidecar {os.path.basename(path)} too"
+        if self.mode == "new" and os.path.lexists(path):
+            return "its sidecar exists already (--resume keeps it, --overwrite replaces it)"
+        self._claimed.add(path)
+        return None
+
+    def write(self, item: Item, result: Result) -> None:
+        """See `sinks.Sink.write`."""
+        path = _sidecar(item)
+        if path is None:
+            return
+        self._claimed.discard(path)
+        if isinstance(result, str):
+            return
+        try:
+            with replacing(path) as temporary:
+                temporary.write_text("\n".join([*sentences(result), ""]), encoding="utf-8")
+        except OSError as error:
+            raise CaptionerError(f"cannot write {path}: {error.strerror}") from None
+
+    def close(self, complete: bool) -> None:
+        """See `sinks.Sink.close`."""
+
+
+def _sidecar(item: Item) -> str | None:
+    """Path of the text file beside a photo, None if the photo is no file."""
+    if not isinstance(item.source, (str, os.PathLike)):
+        return None
+    return os.path.splitext(os.fspath(item.source))[0] + ".txt"

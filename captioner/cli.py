@@ -1,0 +1,357 @@
+"""The command ``captioner``: sub-commands with one thin function each.
+
+Standard output carries data only; the progress bar, warnings, errors and summaries go to standard
+error. Exit status: 0 all good, 1 some photos failed, 2 wrong usage or unusable input, 130 Ctrl-C,
+141 when the reader of a pipe went away. What a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from captioner import __version__
+from captioner.errors import CaptionerError, ConfigError
+
+if TYPE_CHECKING:
+    from captioner.api import Captioner
+    from captioner.batch.rowfile import Mode
+
+_SEARCH = ("beam", "num_captions", "min_length", "max_length", "length_penalty")
+_FORMATS = ("text", "jsonl", "csv", "json", "coco", "sidecar")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's own.
+
+    Returns:
+        The exit status.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = _build_parser()
+    arguments = argparse.Namespace()
+    try:
+        if not argv or argv[0] not in commands:
+            parser.parse_args(argv)  # --help, --version, or an error
+            parser.error("which command? " + ", ".join(commands))
+        # Intermixed: options may stand between the paths.
+        arguments = commands[argv[0]].parse_intermixed_args(argv[1:])
+        _configure_logging(logging.DEBUG if arguments.verbose else arguments.level)
+        status: int = arguments.run(arguments)
+        return status
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        _complain("interrupted" + _how_to_go_on(arguments))
+        return 130
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # else Python complains at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (CaptionerError, OSError) as error:
+        _complain(f"error: {' '.join(str(error).splitlines())}")
+        return 2
+
+
+def _caption(arguments: argparse.Namespace) -> int:
+    """Caption photos."""
+    from captioner.batch.formats import JsonLinesFormat
+    from captioner.batch.progress import Progress
+    from captioner.batch.rowfile import RowFile
+    from captioner.batch.sinks import open_sink
+    from captioner.batch.sources import count_photos, open_sources
+    from captioner.batch.strips import StripFolder
+
+    search = _search_options(arguments)
+    _check_outputs(arguments)
+    mode: Mode = "new"
+    if arguments.resume or arguments.overwrite:
+        mode = "resume" if arguments.resume else "overwrite"
+    places = {"recursive": arguments.recursive, "image_root": arguments.image_root}
+    items = open_sources(arguments.paths, null_separated=arguments.null, **places)
+    first = next(items, None)
+    if first is None:
+        hint = "" if arguments.recursive else "; --recursive searches subfolders too"
+        raise ConfigError(f"no photos in {', '.join(arguments.paths)}{hint}")
+    bare = [first.name] == arguments.paths and not (arguments.output or arguments.format)
+    with contextlib.ExitStack() as on_failure:
+        sink = open_sink(
+            arguments.output,
+            arguments.format,
+            mode=mode,
+            captions=search.get("num_captions", 1),
+            attention=arguments.attention_json,
+            bare=bare,
+        )
+        on_failure.callback(sink.close, complete=False)
+        errors = None
+        if arguments.errors:
+            # Written anew when resuming: the failures that were kept are in the output.
+            path = _path(arguments.errors)
+            errors = RowFile(path, JsonLinesFormat(), "new" if mode == "new" else "overwrite")
+            on_failure.callback(errors.close, complete=False)
+        strips = StripFolder(arguments.attention) if arguments.attention else None
+        captioner = _load(arguments)
+        on_failure.pop_all()  # from here on the run closes them
+
+    from captioner.batch.run import run
+
+    to_terminal = arguments.output is None and sys.stdout.isatty()  # a bar would be in the way
+    bar = not (arguments.quiet or bare or to_terminal) and sys.stderr.isatty()
+    with Progress(bar, lambda: count_photos(arguments.paths, **places)) as progress:
+        summary = run(
+            captioner,
+            itertools.chain([first], items),
+            sink,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            strips=strips,
+            errors=errors,
+            fail_fast=arguments.fail_fast,
+            progress=progress,
+            **search,
+        )
+    if summary.stopped_by:
+        message = f"stopped at the first failure: {summary.stopped_by}"
+        _complain(message + _how_to_go_on(arguments))
+    if not (arguments.quiet or bare):
+        print(*summary.lines(), sep="\n", file=sys.stderr)
+    return 0 if summary.ok else 1
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    """Train a model."""
+    from captioner.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)  # its errors come at once
+
+    from captioner.training.loop import Trainer
+
+    trainer = Trainer(config, resume=arguments.resume)
+    metrics = trainer.run()
+    print(json.dumps({"out": config.out, "step": trainer.step, **metrics}))
+    return 0 if trainer.step >= trainer.total_steps else 130
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    """Score a model."""
+    search = _search_options(arguments)
+
+    from captioner.data.splits import read_captions
+
+    examples = read_captions(arguments.captions, arguments.images, arguments.split)
+    captioner = _load(arguments)
+
+    from captioner.evaluation.evaluate import evaluate
+
+    result = evaluate(
+        captioner,
+        examples,
+        instances=[_path(name) for name in arguments.instances],
+        batch_size=arguments.batch_size,
+        progress=not arguments.quiet and sys.stderr.isatty(),
+        **search,
+    )
+    print(result.table())
+    if arguments.json:
+        _write_json(arguments.json, result.to_dict())
+    if arguments.results_out:
+        _write_json(arguments.results_out, result.results)
+    return 1 if result.failures else 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    """Describe a model file."""
+    from captioner.info import describe, render
+
+    path = arguments.model
+    if path is None:
+        from captioner.api import DEFAULT_WEIGHTS
+
+        if not DEFAULT_WEIGHTS.exists():
+            raise ConfigError("this installation ships no default model: name a model file")
+        path = DEFAULT_WEIGHTS
+    info = describe(path)
+    print(json.dumps(info, ensure_ascii=False) if arguments.json else render(info))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def _load(arguments: argparse.Namespace) -> Captioner:
+    from captioner.api import Captioner
+
+    return Captioner.from_pretrained(
+        arguments.model, device=arguments.device, precision=arguments.precision
+    )
+
+
+def _search_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The search options that were given, checked together."""
+    given = {name: getattr(arguments, name, None) for name in _SEARCH}
+    options = {name: value for name, value in given.items() if value is not None}
+    wanted = options.get("num_captions", 1)
+    if "beam" not in options:
+        options["beam"] = max(3, wanted)
+    if wanted > options["beam"]:
+        raise ConfigError(f"--num-captions {wanted} needs --beam {wanted} or more")
+    shortest, longest = options.get("min_length", 1), options.get("max_length", 24)
+    if shortest > longest:
+        raise ConfigError(f"--min-length {shortest} is above --max-length {longest}")
+    return options
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse to write over what is read, or two things into one file."""
+    outputs = [path for path in (arguments.output, arguments.errors) if path is not None]
+    if len({os.path.abspath(path) for path in outputs}) < len(outputs):
+        raise ConfigError("-o and --errors name the same file")
+    for output, source in itertools.product(outputs, arguments.paths):
+        if os.path.isfile(output) and os.path.isfile(source) and os.path.samefile(output, source):
+            raise ConfigError(f"{output} is among the sources: choose another output")
+
+
+def _how_to_go_on(arguments: argparse.Namespace) -> str:
+    if getattr(arguments, "output", None) is None and getattr(arguments, "format", "") != "sidecar":
+        return ""
+    return "; what was written is kept: the same command with --resume goes on"
+
+
+def _write_json(path: str, value: Any) -> None:
+    from captioner.files import replacing
+
+    with replacing(path) as temporary:
+        text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _path(name: str) -> Any:
+    from pathlib import Path
+
+    return Path(name)
+
+
+def _complain(message: str) -> None:
+    print(f"captioner: {message}", file=sys.stderr)
+
+
+class _StderrHandler(logging.Handler):
+    """Log records on standard error, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"captioner: {self.format(record)}", file=sys.stderr)
+
+
+def _configure_logging(level: int) -> None:
+    logger = logging.getLogger("captioner")
+    logger.setLevel(level)
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())
+
+
+# --------------------------------------------------------------------------------------- arguments
+
+
+def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the program, and those of the commands by name."""
+    parser = argparse.ArgumentParser(
+        prog="captioner",
+        description="Describe photos in a sentence, and see what each word looked at.",
+        epilog="captioner COMMAND --help tells more about a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"captioner {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., int], help: str, level: int = logging.WARNING) -> Any:
+        command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        command.add_argument("-v", "--verbose", action="store_true", help="log what happens")
+        command.set_defaults(run=run, level=level)
+        return command
+
+    _add_caption_arguments(add("caption", _caption, "caption photos"))
+    train = add("train", _train, "train a model by a recipe", logging.INFO)
+    train.add_argument("config", metavar="CONFIG", help="recipe, a YAML file")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="optim.epochs=3, ...")
+    train.add_argument("--resume", action="store_true", help="go on with the run in its folder")
+    _add_evaluate_arguments(add("evaluate", _evaluate, "score a model on captioned photos"))
+    info = add("info", _info, "describe a model file")
+    info.add_argument("model", nargs="?", metavar="FILE", help="default: the shipped model")
+    info.add_argument("--json", action="store_true", help="everything, as JSON")
+    return parser, dict(commands.choices)
+
+
+def _add_caption_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="photo, folder, glob, list of photos (.txt .csv .jsonl .json), .tar archive, "
+        "or - for names on standard input",
+    )
+    add("-o", "--output", metavar="FILE", help="default: standard output")
+    add("--format", choices=_FORMATS, help="default: by the output's ending, or text")
+    add("-r", "--recursive", action="store_true", help="search subfolders too")
+    add("-0", "--null", action="store_true", help="names on standard input end in NUL")
+    add("--image-root", metavar="DIR", help="folder that names in lists are relative to")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an output")
+    again.add_argument("--overwrite", action="store_true", help="replace an output")
+    add("--attention", metavar="DIR", help="also draw what each word looked at: a PNG per photo")
+    add("--attention-json", action="store_true", help="put the attention maps into JSON output")
+    add("--errors", metavar="FILE", help="write failures here too: JSON Lines, itself a valid PATH")
+    add("--fail-fast", action="store_true", help="stop at the first photo that fails")
+    add("--workers", type=_positive, metavar="N", help="threads that read photos")
+    _add_model_arguments(parser)
+    add("--num-captions", type=_positive, metavar="N", help="captions per photo (1)")
+    add("--min-length", type=_positive, metavar="N", help="fewest words (1)")
+    add("--max-length", type=_positive, metavar="N", help="most words (24)")
+    add("--length-penalty", type=float, metavar="A", help="above 0 favours longer captions (0)")
+
+
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--captions", required=True, metavar="FILE", help="COCO JSON, Karpathy JSON or JSONL")
+    add("--images", metavar="DIR", help="folder of the photos (default: beside the captions)")
+    add("--split", metavar="NAME", help="only this split of the file")
+    add("--instances", nargs="+", default=[], metavar="FILE", help="COCO masks: measure attention")
+    add("--json", metavar="FILE", help="write all figures here")
+    add("--results-out", metavar="FILE", help="write the captions here, as COCO results JSON")
+    _add_model_arguments(parser)
+    add("--min-length", type=_positive, metavar="N", help="fewest words (1)")
+    add("--max-length", type=_positive, metavar="N", help="most words (24)")
+    add("--length-penalty", type=float, metavar="A", help="above 0 favours longer captions (0)")
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-m", "--model", metavar="FILE", help="default: the shipped model")
+    add("--beam", type=_positive, metavar="K", help="beam width (3); 1 is greedy")
+    add("--batch-size", type=_positive, default=32, metavar="N", help="photos at a time (32)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    add("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def _positive(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+_positive.__name__ = "whole number"  # argparse: "invalid whole number value: 'x'"

@@ -1,0 +1,278 @@
+"""Encoders by name: grids, gradients, and frozen parts that stay as they are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from captioner.config import EncoderConfig
+from captioner.errors import ConfigError
+from captioner.models.encoder import Encoder
+
+SIZE = 64
+MODELS = [
+    "torchvision/resnet18",
+    "torchvision/mobilenet_v3_small",
+    "torchvision/efficientnet_b0",
+    "torchvision/convnext_tiny",
+    "torchvision/regnet_y_400mf",
+    "torchvision/vgg11",
+    "timm/resnet10t",
+    "timm/tf_efficientnet_lite0",
+    "timm/mobilenetv3_small_050",
+]
+SLOW = [
+    pytest.param(f"torchvision/{name}", marks=pytest.mark.slow)
+    for name in ("resnet50", "resnet101")
+]
+CHEAP = ["torchvision/mobilenet_v3_small", "timm/mobilenetv3_small_050"]
+DEEP = ["torchvision/efficientnet_b0", "timm/resnet10t"]
+
+
+def make(name=CHEAP[0], **options):
+    torch.manual_seed(0)
+    options = {"image_size": SIZE, "width": 8, "pretrained": False} | options
+    return Encoder(EncoderConfig(name=name, **options))
+
+
+def photos(count=2, size=SIZE, seed=0):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def trunk_gradients(encoder):
+    return {name for name, p in encoder.backbone.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", MODELS + SLOW)
+def test_grids_forward_and_backward(name):
+    """Grid 7×7 and 14×14, joined from strides 16 and 32, with gradients where it trains."""
+    encoder = make(name, trainable_stages=2, grid=7).train()
+    for side in (7, 14):
+        encoder.config = replace(encoder.config, grid=side)  # one network for both
+        encoder.zero_grad()
+        features, size = encoder(photos())
+        assert size == (side, side)
+        assert features.shape == (2, side * side, 8)
+        assert torch.isfinite(features).all()
+        features.square().mean().backward()
+        for parameter_name, parameter in encoder.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
+            if parameter.requires_grad:
+                assert torch.isfinite(parameter.grad).all(), parameter_name
+    assert 0 < len(trunk_gradients(encoder)) < len(list(encoder.backbone.parameters()))
+
+
+@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize(("strides", "side"), [((16,), 4), ((32,), 2), ((8, 16, 32), 8)])
+def test_the_finest_stride_gives_the_grid(name, strides, side):
+    encoder = make(name, strides=strides).eval()
+    features, size = encoder(photos())
+    assert size == (side, side)
+    assert features.shape == (2, side * side, 8)
+    assert [stage.shape[-1] for stage in encoder.extract(photos())] == [SIZE // s for s in strides]
+
+
+def test_raw_features_of_one_stage():
+    encoder = make(strides=(32,), width=None).eval()
+    assert encoder.feature_size == 576
+    stage = encoder.extract(photos())[0]
+    features = encoder(photos()).features
+    assert torch.equal(features, stage.flatten(2).transpose(1, 2))
+    with pytest.raises(ConfigError, match=r"encoder\.width"):
+        make(strides=(16, 32), width=None)
+
+
+def test_cells_run_row_by_row():
+    """Cell 4·r + c of a 4×4 grid looks at its own part of the photo."""
+    encoder = make(strides=(16,)).eval()
+    stage = torch.zeros(1, encoder.backbone.channels[0], 4, 4)
+    stage[0, :, 2, 1] = torch.arange(encoder.backbone.channels[0])
+    features, _ = encoder.join([stage])
+    others = [cell for cell in range(16) if cell != 4 * 2 + 1]
+    assert torch.equal(features[0, others], features[0, :1].expand(15, -1))
+    assert not torch.allclose(features[0, 4 * 2 + 1], features[0, 0])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_refinement_mixes_the_cells(layers):
+    encoder = make(strides=(16,), refine_layers=layers, refine_heads=2).eval()
+    stage = torch.randn(1, encoder.backbone.channels[0], 4, 4)
+    before = encoder.join([stage]).features
+    stage[0, :, 0, 0] += 5
+    after = encoder.join([stage]).features
+    assert before.shape == (1, 16, 8)
+    assert ((before - after).abs().amax(-1) > 0).all()
+    plain = make(strides=(16,)).eval()
+    moved = plain.join([stage]).features
+    stage[0, :, 0, 0] -= 5
+    assert ((moved - plain.join([stage]).features).abs().amax(-1) > 0).sum() == 1
+    with pytest.raises(ConfigError, match="refine_heads"):
+        make(strides=(16,), refine_layers=1, refine_heads=3)
+
+
+def working_strides(encoder, size):
+    """Output stride at which each convolution's weight works, by running the network."""
+    strides, current = {}, [1]
+    hooks = []
+
+    def hook(name, module):
+        def note(_module, _inputs, output):
+            side = output.shape[-1]
+            if side > 1:  # squeeze-and-excitation works within the stage that called it
+                current[0] = max(current[0], 2 ** round(torch.tensor(size / side).log2().item()))
+            strides[name] = current[0]
+
+        hooks.append(module.register_forward_hook(note))
+
+    for name, module in encoder.backbone.named_modules():
+        if isinstance(module, nn.Conv2d):
+            hook(name, module)
+    with torch.no_grad():
+        encoder.eval().extract(photos(1, size))
+    for handle in hooks:
+        handle.remove()
+    return strides
+
+
+@pytest.mark.parametrize("name", MODELS + SLOW)
+def test_trainable_stages_are_the_last_ones(name):
+    frozen = make(name)
+    assert not any(p.requires_grad for p in frozen.backbone.parameters())
+    assert all(p.requires_grad for p in frozen.laterals.parameters())
+    strides = working_strides(frozen, SIZE)
+    known = sorted(set(strides.values()), reverse=True)
+    for count in (1, 2):
+        encoder = make(name, trainable_stages=count, strides=(8, 16, 32)).train()
+        trainable = {n for n, p in encoder.backbone.named_parameters() if p.requires_grad}
+        for module, stride in strides.items():
+            assert (f"{module}.weight" in trainable) == (stride in known[:count]), module
+        # Nothing that trains lies before a finer stage, whatever its module is called.
+        for stride, stage in zip((8, 16, 32), encoder.extract(photos()), strict=True):
+            assert stage.requires_grad == (stride >= known[count - 1]), stride
+
+
+@pytest.mark.parametrize("name", CHEAP + DEEP)
+def test_all_stages_can_train(name):
+    encoder = make(name, trainable_stages=9).train()
+    encoder(photos()).features.sum().backward()
+    assert trunk_gradients(encoder) == {n for n, _ in encoder.backbone.named_parameters()}
+
+
+def test_depthwise_kernels_can_stay_frozen():
+    encoder = make(trainable_stages=2, train_depthwise=False)
+    whole = make(trainable_stages=2)
+    kernels = {
+        f"{name}.weight"
+        for name, module in encoder.backbone.named_modules()
+        if isinstance(module, nn.Conv2d) and module.groups > 1
+    }
+    trainable, all_trainable = (
+        {n for n, p in e.backbone.named_parameters() if p.requires_grad} for e in (encoder, whole)
+    )
+    assert trainable == all_trainable - kernels
+    assert kernels & all_trainable
+
+
+def statistics(encoder):
+    return {
+        name: buffer.clone()
+        for name, buffer in encoder.backbone.named_buffers()
+        if "running" in name or "num_batches" in name
+    }
+
+
+@pytest.mark.parametrize("name", CHEAP + DEEP)
+@pytest.mark.parametrize("stages", [0, 1])
+def test_frozen_statistics_do_not_drift(name, stages):
+    encoder = make(name, trainable_stages=stages)
+    start = statistics(encoder)
+    assert start
+    for key, buffer in start.items():  # building it has not moved them either
+        assert torch.equal(buffer, torch.full_like(buffer, float("var" in key))), key
+    for mode in (lambda: None, encoder.train, lambda: encoder.train(True), lambda: encoder.eval()):
+        mode()
+        encoder(photos())
+    for key, buffer in statistics(encoder).items():
+        assert torch.equal(buffer, start[key]), key
+
+
+@pytest.mark.parametrize("name", CHEAP + DEEP)
+def test_statistics_of_a_stage_that_trains_move_if_asked(name):
+    encoder = make(name, trainable_stages=1, batch_norm="train").train()
+    start = statistics(encoder)
+    encoder(photos())
+    moved = {
+        key.rpartition(".")[0] for key, x in statistics(encoder).items() if (x != start[key]).any()
+    }
+    trainable = {
+        n.rpartition(".")[0] for n, p in encoder.backbone.named_parameters() if p.requires_grad
+    }
+    norms = {
+        n
+        for n, m in encoder.backbone.named_modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    }
+    assert moved == norms & trainable
+
+
+def test_frozen_stages_have_no_stochastic_depth():
+    """Blocks that are skipped at random (torchvision builds them in) would blur a frozen trunk."""
+    name = "torchvision/efficientnet_b0"
+    encoder = make(name, trainable_stages=1).train()
+    fine = [encoder.extract(photos(8))[0] for _ in range(3)]
+    assert torch.equal(fine[0], fine[1])
+    assert torch.equal(fine[0], fine[2])
+    encoder = make(name, trainable_stages=9).train()
+    assert not torch.equal(encoder.extract(photos(8))[0], encoder.extract(photos(8))[0])
+
+
+def test_a_frozen_trunk_builds_no_graph():
+    encoder = make().train()
+    assert not any(stage.requires_grad for stage in encoder.extract(photos()))
+    assert encoder(photos()).features.requires_grad
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_photos_do_not_see_each_other(name):
+    encoder = make(name, trainable_stages=1).train()  # frozen statistics: no batch effects
+    together = encoder(photos(3)).features
+    for index in range(3):
+        alone = encoder(photos(3)[index : index + 1]).features
+        torch.testing.assert_close(alone[0], together[index], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torchvision/resnet19", "resnet18"),
+        ("timm/tf_efficientnet_light2", "tf_efficientnet_lite2"),
+        ("resnet18", "torchvision/NAME or timm/NAME"),
+        ("keras/resnet18", "torchvision/NAME or timm/NAME"),
+        ("torchvision/", "torchvision/NAME or timm/NAME"),
+        ("torchvision/vit_b_16", "no spatial features"),
+        ("timm/vit_tiny_patch16_224", "timm/vit_tiny_patch16_224"),
+    ],
+)
+def test_unknown_and_unfit_names(name, message):
+    with pytest.raises(ConfigError, match=message):
+        make(name)
+
+
+@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("strides", [(), (3,), (16, 64), (32, 16), (16, 16)])
+def test_wrong_strides(name, strides):
+    with pytest.raises(ConfigError, match="strides"):
+        make(name, strides=strides)
+
+
+def test_the_weights_bring_their_normalization():
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    half = ((0.5,) * 3,) * 2
+    for name, expected in (
+        ("torchvision/mobilenet_v3_small", imagenet),
+        ("timm/resnet10t", imagenet),
+        ("timm/tf_efficientnet_lite0", half),
+    ):
+        normalization = make(name).normalization
+        assert (normalization.mean, normalization.std) == expected
