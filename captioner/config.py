@@ -62,6 +62,9 @@ class AttentionConfig:
     """Only for ``multi_head``."""
     normalizer: Normalizer = "softmax"
     """``sparsemax`` and ``entmax15`` give exact zeros outside the attended region."""
+    smooth: bool = False
+    """Each cell shares half of its weight with its neighbours in either direction, so that a map
+    is a region and not scattered cells; the context is read with the smoothed weights."""
     see_word: bool = False
     """The query also sees the previous word (the paper's query is the hidden state alone)."""
 

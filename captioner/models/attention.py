@@ -28,15 +28,23 @@ class Memory(NamedTuple):
         values: (B, L, D) what is read at each location.
         keys: (B, L, A) what queries are compared with.
         size: (H, W) of the grid.
+        spread: (L, L) share of each cell's weight that goes to each cell, if maps are smoothed.
     """
 
     values: Tensor
     keys: Tensor
     size: tuple[int, int]
+    spread: Tensor | None = None
 
     def select(self, photos: Tensor) -> Memory:
         """The memory of some of the photos, by index (B',)."""
-        return Memory(self.values[photos], self.keys[photos], self.size)
+        return self._replace(values=self.values[photos], keys=self.keys[photos])
+
+    def first(self, photos: int) -> Memory:
+        """The memory of the first photos, without a copy."""
+        if photos == len(self.values):
+            return self
+        return Memory(self.values[:photos], self.keys[:photos], self.size)
 
 
 class Attention(nn.Module):
@@ -77,8 +85,10 @@ class Attention(nn.Module):
         """Compute keys and values once per photo: (B, L, D) -> :class:`Memory`."""
         values = self.value(features) if self.config.kind == "multi_head" else features
         keys = self.key(features)
-        # The additive score runs in fp32 (autocast would hand out bf16 keys).
-        return Memory(values, keys.float() if self.config.kind == "additive" else keys, size)
+        if self.config.kind == "additive":  # its score runs in fp32; autocast hands out bf16
+            keys = keys.float()
+        spread = neighbour_spread(*size).to(keys.device) if self.config.smooth else None
+        return Memory(values, keys, size, spread)
 
     def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Look once.
@@ -100,9 +110,17 @@ class Attention(nn.Module):
             scores = query @ memory.keys.transpose(1, 2).to(query.dtype)  # (B, C, L)
             if kind == "scaled_dot":
                 scores = scores / math.sqrt(self.config.size)
-        weights = normalize(scores.float(), self.config.normalizer)
+        weights = self._weights(scores, memory)
         context = weights.to(memory.values.dtype) @ memory.values  # (B, C, L) @ (B, L, D)
         return context, weights
+
+    def _weights(self, scores: Tensor, memory: Memory) -> Tensor:
+        """Scores (..., L) to weights (..., L), in fp32."""
+        weights = normalize(scores.float(), self.config.normalizer)
+        if memory.spread is None:
+            return weights
+        with torch.autocast(weights.device.type, enabled=False):
+            return weights @ memory.spread
 
     def _multi_head(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """The same in N subspaces; the map shown is the mean over heads."""
@@ -113,7 +131,22 @@ class Attention(nn.Module):
 
         scores = split(query) @ split(memory.keys.to(query.dtype)).transpose(-1, -2)
         scores = scores / math.sqrt(self.config.size // heads)  # (B, N, C, L)
-        weights = normalize(scores.float(), self.config.normalizer)
+        weights = self._weights(scores, memory)
         context = weights.to(memory.values.dtype) @ split(memory.values)  # (B, N, C, D/N)
         context = context.transpose(1, 2).reshape(batch, rows, -1)  # (B, C, D)
         return self.out(context), weights.mean(1)
+
+
+def neighbour_spread(height: int, width: int) -> Tensor:
+    """The smoothing of maps as a matrix: (L, L), each row sums to 1.
+
+    Along each axis a cell keeps half of its weight and gives a quarter to either neighbour; at the
+    border the neighbour that is not there leaves its share to the others.
+    """
+
+    def axis(length: int) -> Tensor:
+        distance = (torch.arange(length)[:, None] - torch.arange(length)).abs()
+        shares = (2.0 - distance).clamp(min=0)
+        return shares / shares.sum(1, keepdim=True)
+
+    return torch.kron(axis(height), axis(width))
