@@ -33,7 +33,8 @@ def read_coco(
         annotations: The JSON file, for example `captions_train2014.json`.
         image_root: Folder of the photos; None looks in `images` beside the file, then beside it.
         split: What to call the file's only split.
-        missing: `error`, or `skip` to leave out photos that do not exist.
+        missing: `error`, `skip` to leave out photos that do not exist, or `ignore` not to look
+            for them; then the file need not name them.
 
     Returns:
         One example per photo with captions, in the order of the file's `images`.
@@ -63,7 +64,7 @@ def coco_examples(
         ids = [image["id"] for image in dataset["images"]]
         examples = [
             Example(
-                image=image["file_name"],
+                image=image.get("file_name", "") if missing == "ignore" else image["file_name"],
                 captions=clean_captions(entry["caption"] for entry in coco.imgToAnns[image["id"]]),
                 split=split,
                 image_id=image["id"],

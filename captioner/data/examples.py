@@ -9,14 +9,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from captioner.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-Missing = Literal["error", "skip"]
-"""What to do about photos that a caption file names and the disk does not have."""
+Missing = Literal["error", "skip", "ignore"]
+"""What to do about photos that a caption file names and the disk does not have.
+
+`ignore` does not look: only the captions are wanted, and names stay as the file has them.
+"""
 
 _SHOWN = 3  # names in a message
 
@@ -53,13 +56,14 @@ def find_images(
         source: The caption file.
         image_root: Folder of the photos; None looks in `images` beside the file, then beside it.
             Only the last part of a name is looked for where the whole is not found.
-        missing: `error`, or `skip` to leave photos out that do not exist (with a warning).
+        missing: `error`, `skip` to leave photos out that do not exist (with a warning), or
+            `ignore` to leave all names as they are.
 
     Raises:
         DataError: An id occurs twice, photos are missing, or nothing is left.
     """
-    if missing not in ("error", "skip"):
-        raise ValueError(f"missing must be 'error' or 'skip', not {missing!r}")
+    if missing not in get_args(Missing):
+        raise ValueError(f"missing must be 'error', 'skip' or 'ignore', not {missing!r}")
     examples = list(examples)
     ids = Counter(example.image_id for example in examples)
     twice = [image_id for image_id, count in ids.items() if count > 1]
@@ -73,6 +77,8 @@ def find_images(
         )
     if not captioned:
         raise DataError(f"{source}: no photo with a caption in it")
+    if missing == "ignore":
+        return captioned
     beside = source.parent
     roots = [Path(image_root)] if image_root is not None else [beside / "images", beside]
     found, lost = [], []

@@ -40,7 +40,8 @@ def read_captions(
         image_root: Folder of the photos; None looks in `images` beside the file, then beside it.
         split: Only this split; None takes all. A COCO file holds a single split, which gets this
             name (`train` for None).
-        missing: `error`, or `skip` to leave out photos that do not exist.
+        missing: `error`, `skip` to leave out photos that do not exist, or `ignore` not to look
+            for them; then a COCO file need not name them.
         restval_as_train: Count Karpathy's `restval` photos as `train`, as is usual.
 
     Returns:

@@ -99,6 +99,16 @@ class _Beams:
 _FIELDS = ("totals", "words", "log_probs", "maps")
 
 
+def _blank(batch: int, beams: int, locations: int, total: float, device: torch.device) -> _Beams:
+    """Sentences without a word."""
+    return _Beams(
+        torch.full((batch, beams), total, device=device),
+        torch.zeros(batch, beams, 0, dtype=torch.long, device=device),
+        torch.zeros(batch, beams, 0, device=device),
+        torch.zeros(batch, beams, 0, locations, device=device),
+    )
+
+
 @torch.no_grad()
 def beam_search(
     decoder: Decoder, memory: Memory, options: BeamOptions | None = None
@@ -118,24 +128,17 @@ def beam_search(
     options = replace(options, num_captions=min(options.num_captions, options.beam))
     batch, locations = memory.values.shape[0], memory.values.shape[1]
     width, device = options.beam, memory.values.device
-    stepper = Stepper(decoder, memory, width, options.banned)
-    live = _Beams(
-        torch.full((batch, width), -torch.inf, device=device),
-        torch.zeros(batch, width, 0, dtype=torch.long, device=device),
-        torch.zeros(batch, width, 0, device=device),
-        torch.zeros(batch, width, 0, locations, device=device),
-    )
-    live.totals[:, 0] = 0  # all beams start alike: only one of them counts
-    pool = live.take(torch.arange(width, device=device).expand(batch, -1))
-    pool.totals.fill_(-torch.inf)
+    stepper = Stepper(decoder, memory, 1, options.banned)  # one beam until there is a word
+    live = _blank(batch, 1, locations, 0.0, device)
+    pool = _blank(batch, width, locations, -torch.inf, device)
     photos = torch.arange(batch, device=device)
     results: list[list[Hypothesis]] = [[] for _ in range(batch)]
-    words = torch.full((batch, width), Vocabulary.START, device=device)
+    words = torch.full((batch, 1), Vocabulary.START, device=device)
     for length in range(options.max_length + 1):
         log_probs, maps = stepper.step(words)  # (B, K, V), (B, K, L)
         if length < options.min_length:
             log_probs[..., Vocabulary.END] = -torch.inf
-        chosen = _best_continuations(live.totals, log_probs)
+        chosen = _best_continuations(live.totals, log_probs, width)
         ends = chosen.words == Vocabulary.END
         after = live.take(chosen.parents).extended(
             chosen.totals,
@@ -153,7 +156,7 @@ def beam_search(
         if length == options.max_length:
             break
         after.totals = chosen.totals.masked_fill(ends, -torch.inf)
-        best = after.totals.topk(width, 1).indices  # (B, K)
+        best = after.totals.topk(min(width, ends.shape[1]), 1).indices  # (B, K)
         live = after.take(best)
         parents = chosen.parents.gather(1, best)
         words = live.words[..., -1]
@@ -182,9 +185,9 @@ class _Continuations:
     parents: Tensor
 
 
-def _best_continuations(totals: Tensor, log_probs: Tensor) -> _Continuations:
+def _best_continuations(totals: Tensor, log_probs: Tensor, width: int) -> _Continuations:
     """The 2K best of all K·V continuations; at most K of them end, so K can go on."""
-    width, vocabulary = log_probs.shape[1:]
+    vocabulary = log_probs.shape[2]
     flat = (totals[..., None] + log_probs).flatten(1)  # (B, K·V)
     best, index = flat.topk(min(2 * width, flat.shape[1]), 1)
     parents, words = index // vocabulary, index % vocabulary

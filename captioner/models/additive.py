@@ -62,5 +62,7 @@ class _AdditiveScore(torch.autograd.Function):
         weight_gradient = 2 * (gradient.reshape(-1) @ half.view(-1, size)) - gradient.sum()
         # tanh' = 4 (σ - σ²); 4v enters after the sums, where the tensors are L or C times smaller.
         slope = torch.addcmul(half, half, half, value=-1).mul_(gradient.unsqueeze(-1))
+        by_row = slope.sum(2)  # (B, C, A)
+        by_location = slope.sum(1) if slope.shape[1] > 1 else slope.squeeze(1)  # (B, L, A)
         weight = 4 * weight
-        return slope.sum(2) * weight, slope.sum(1) * weight, weight_gradient
+        return by_row.mul_(weight), by_location.mul_(weight), weight_gradient

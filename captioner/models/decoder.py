@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.config import AttentionConfig, DecoderConfig
@@ -171,39 +170,42 @@ class Decoder(nn.Module):
         Args:
             memory: Of the B photos.
             captions: (B, C, T + 1) ids from START to END, then padding. Rows of a photo should be
-                sorted by length, longest first: finished columns then cost nothing.
+                sorted by length, longest first, and photos by their longest caption: what is
+                finished then costs nothing.
             lengths: (B, C) number of targets (words and END) of each caption; 0 for none.
         """
-        rows, total = captions.shape[1], int(lengths.max())
+        (batch, rows), total = lengths.shape, int(lengths.max())
         inputs, targets = captions[..., :total], captions[..., 1 : total + 1]
         embedded = self.dropout(self.embed(inputs))  # (B, C, T, E)
         gates = self.word_gates(embedded)  # (B, C, T, 4·H_d)
         mask = torch.arange(total, device=lengths.device) < lengths[..., None]  # (B, C, T)
-        # Column c is live at time t while any caption in it or right of it goes on.
-        columns = torch.arange(1, rows + 1, device=lengths.device)
-        live = (mask.any(0) * columns[:, None]).amax(0).tolist()  # T numbers
+        live = _live(mask)  # (T, 2)
         state = self.start(memory, rows)
         hiddens, contexts, attentions = [], [], []
-        for t, count in enumerate(live):
-            state = State(state.hidden[:, :count], state.cell[:, :count])
+        words = zip(live.tolist(), gates.unbind(2), embedded.unbind(2), strict=True)
+        for (photos, columns), gate, word in words:
+            memory = memory.first(photos)
+            state = State(*(x[:photos, :columns] for x in state))
             state, context, attention = self._advance(
-                state, gates[:, :count, t], embedded[:, :count, t], memory
+                state, gate[:photos, :columns], word[:photos, :columns], memory
             )
-            pad = (0, 0, 0, rows - count)  # finished columns: (B, count, ·) -> (B, C, ·)
-            hiddens.append(F.pad(state.hidden, pad))
-            contexts.append(F.pad(context, pad))
-            attentions.append(F.pad(attention, pad))
-        real = mask.flatten().nonzero().squeeze(1)  # (M,)
+            hiddens.append(state.hidden.flatten(0, 1))
+            contexts.append(context.flatten(0, 1))
+            attentions.append(attention.flatten(0, 1))
+        real = mask.flatten().nonzero().squeeze(1)  # (M,) among B·C·T
+        places = _places(live, batch, rows).flatten()[real]  # (M,) among the steps' rows
 
-        def pack(x: Tensor) -> Tensor:  # (B, C, T, ·) -> (M, ·)
-            return x.flatten(0, 2).index_select(0, real)
+        def pack(steps: list[Tensor]) -> Tensor:  # T times (rows of the step, ·) -> (M, ·)
+            return torch.cat(steps).index_select(0, places)
 
+        deep = self.config.deep_output  # only then are context and word needed again
         logits = self._output(
-            pack(torch.stack(hiddens, 2)),
-            pack(torch.stack(contexts, 2)) if self.config.deep_output else contexts[0],
-            pack(embedded) if self.config.deep_output else embedded,
+            pack(hiddens),
+            pack(contexts) if deep else contexts[0],
+            embedded.flatten(0, 2).index_select(0, real) if deep else embedded,
         )
-        maps = torch.stack(attentions, 2) * mask[..., None]  # (B, C, T, L)
+        maps = attentions[0].new_zeros(mask.numel(), attentions[0].shape[-1])  # (B·C·T, L)
+        maps = maps.index_copy(0, real, pack(attentions)).unflatten(0, mask.shape)
         return TeacherForced(logits, targets.flatten()[real], maps, mask)
 
     def _advance(
@@ -235,3 +237,24 @@ class Decoder(nn.Module):
             hidden = self.dropout(torch.tanh(deep))
         logits: Tensor = self.project(hidden)
         return logits
+
+
+def _live(mask: Tensor) -> Tensor:
+    """How many photos and columns still go on at each time: (B, C, T) -> (T, 2).
+
+    A photo is live while any caption of it or of a later one goes on; columns likewise.
+    """
+
+    def last(real: Tensor) -> Tensor:  # (N, T) -> (T,)
+        return (real * torch.arange(1, len(real) + 1, device=real.device)[:, None]).amax(0)
+
+    return torch.stack((last(mask.any(1)), last(mask.any(0))), 1)
+
+
+def _places(live: Tensor, batch: int, rows: int) -> Tensor:
+    """Where each row of each time stands when the live rows of all times are joined: (B, C, T)."""
+    columns = live[:, 1]  # (T,)
+    before = live.prod(1).cumsum(0) - live.prod(1)  # (T,) rows of all earlier times
+    photo = torch.arange(batch, device=live.device)[:, None, None]
+    row = torch.arange(rows, device=live.device)[:, None]
+    return before + photo * columns + row
