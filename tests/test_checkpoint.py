@@ -292,9 +292,14 @@ def test_replacing_shows_the_old_file_until_the_block_ends(tmp_path):
         assert path.read_text() == "old"
         assert temporary.parent == path.parent  # a rename across file systems is not atomic
     assert path.read_text() == "new"
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("newer")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with replacing(path) as temporary:
+            temporary.write_text("newer")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 

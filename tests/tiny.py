@@ -12,7 +12,7 @@ from captioner.text import Vocabulary
 
 MODEL = ModelConfig(
     encoder=EncoderConfig(
-        name="torchvision/mobilenet_v3_small", pretrained=False, image_size=64, width=16
+        name="timm/mobilenetv3_small_050", pretrained=False, image_size=64, width=16
     ),
     attention=AttentionConfig(size=8),
     decoder=DecoderConfig(embedding=12, hidden=16, dropout=0.0),

@@ -193,7 +193,11 @@ class CaptionDataset(Dataset[CaptionItem]):
 
 
 def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
-    """Stack items into a batch; T is that of the batch's longest caption."""
+    """Stack items into a batch; T is that of the batch's longest caption.
+
+    Photos with the longest caption come first: the decoder drops those that are finished.
+    """
+    items = sorted(items, key=lambda item: -max(map(len, item.captions), default=0))
     count = max(item.captions_per_image for item in items)
     longest = max((len(words) for item in items for words in item.captions), default=1)
     captions = np.full((len(items), count, longest), Vocabulary.PAD, dtype=np.int64)
