@@ -18,14 +18,19 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from captioner import __version__
+from captioner.arguments import (
+    add_caption_arguments,
+    add_compare_arguments,
+    add_evaluate_arguments,
+)
 from captioner.errors import CaptionerError, ConfigError
 
 if TYPE_CHECKING:
-    from captioner.api import Captioner
+    from captioner.api import Caption, Captioner
     from captioner.batch.rowfile import Mode
+    from captioner.data.examples import Example
 
 _SEARCH = ("beam", "num_captions", "min_length", "max_length", "length_penalty")
-_FORMATS = ("text", "jsonl", "csv", "json", "coco", "sidecar")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,7 +149,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    """Score a model."""
+    """Score a model, or captions that exist already."""
+    if arguments.results is not None:
+        return _evaluate_results(arguments)
     search = _search_options(arguments)
 
     from captioner.data.splits import read_captions
@@ -153,11 +160,22 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     captioner = _load(arguments)
 
     from captioner.evaluation.evaluate import evaluate
+    from captioner.evaluation.report import ReportPhoto, write_report
+
+    photos: list[ReportPhoto] = []
+
+    def watch(example: Example, caption: Caption) -> None:
+        if arguments.report:
+            photos.append(ReportPhoto.of(example, caption))
 
     result = evaluate(
         captioner,
         examples,
         instances=[_path(name) for name in arguments.instances],
+        deletions=arguments.faithfulness,
+        training=_training_captions(arguments.training),
+        official=arguments.official,
+        watch=watch,
         batch_size=arguments.batch_size,
         progress=not arguments.quiet and sys.stderr.isatty(),
         **search,
@@ -167,7 +185,63 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         _write_json(arguments.json, result.to_dict())
     if arguments.results_out:
         _write_json(arguments.results_out, result.results)
+    if arguments.report:
+        title = os.path.basename(arguments.model) if arguments.model else "the shipped model"
+        write_report(arguments.report, result.quality, photos, title=title, evaluation=result)
     return 1 if result.failures else 0
+
+
+def _evaluate_results(arguments: argparse.Namespace) -> int:
+    """Score a file of captions."""
+    others = ("model", "beam", "min_length", "max_length", "length_penalty")
+    for name in (*others, "faithfulness", "results_out"):
+        if getattr(arguments, name):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} is for scoring a model; --results scores captions")
+
+    from captioner.data.splits import read_captions
+    from captioner.evaluation.chair import read_objects
+    from captioner.evaluation.results import score_results
+
+    examples = read_captions(arguments.captions, split=arguments.split, missing="ignore")
+    result = score_results(
+        arguments.results,
+        examples,
+        objects=read_objects(arguments.instances) if arguments.instances else None,
+        training=_training_captions(arguments.training),
+        official=arguments.official,
+    )
+    print(result.table())
+    if arguments.json:
+        _write_json(arguments.json, result.to_dict())
+    if arguments.report:
+        from captioner.evaluation.report import ReportPhoto, write_report
+
+        found: list[Example] = []
+        with contextlib.suppress(CaptionerError):  # no photo at all: a page of text
+            found = read_captions(
+                arguments.captions, arguments.images, arguments.split, missing="skip"
+            )
+        photos = [ReportPhoto(example.image_id, example.image) for example in found]
+        title = os.path.basename(arguments.results)
+        notes = result.matching.lines()
+        write_report(arguments.report, result.quality, photos, title=title, notes=notes)
+    return 0 if result.matching.complete else 1
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    """Compare two sets of captions."""
+    from captioner.data.splits import read_captions
+    from captioner.evaluation.compare import compare_files
+
+    examples = None
+    if arguments.captions:
+        examples = read_captions(arguments.captions, split=arguments.split, missing="ignore")
+    result = compare_files(arguments.a, arguments.b, examples, seed=arguments.seed)
+    print(result.table())
+    if arguments.json:
+        _write_json(arguments.json, result.to_dict())
+    return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -195,6 +269,17 @@ def _load(arguments: argparse.Namespace) -> Captioner:
     return Captioner.from_pretrained(
         arguments.model, device=arguments.device, precision=arguments.precision
     )
+
+
+def _training_captions(path: str | None) -> frozenset[tuple[str, ...]] | None:
+    """The captions of a training set, to find copies of them."""
+    if path is None:
+        return None
+    from captioner.data.splits import read_captions
+    from captioner.evaluation.diversity import training_captions
+
+    examples = read_captions(path, missing="ignore")
+    return training_captions(caption for example in examples for caption in example.captions)
 
 
 def _search_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -281,77 +366,16 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         command.set_defaults(run=run, level=level)
         return command
 
-    _add_caption_arguments(add("caption", _caption, "caption photos"))
+    add_caption_arguments(add("caption", _caption, "caption photos"))
     train = add("train", _train, "train a model by a recipe", logging.INFO)
     train.add_argument("config", metavar="CONFIG", help="recipe, a YAML file")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="optim.epochs=3, ...")
     train.add_argument("--resume", action="store_true", help="go on with the run in its folder")
-    _add_evaluate_arguments(add("evaluate", _evaluate, "score a model on captioned photos"))
+    add_evaluate_arguments(
+        add("evaluate", _evaluate, "score a model, or a file of captions, on captioned photos")
+    )
+    add_compare_arguments(add("compare", _compare, "tell whether one set of captions is better"))
     info = add("info", _info, "describe a model file")
     info.add_argument("model", nargs="?", metavar="FILE", help="default: the shipped model")
     info.add_argument("--json", action="store_true", help="everything, as JSON")
     return parser, dict(commands.choices)
-
-
-def _add_caption_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "paths",
-        nargs="+",
-        metavar="PATH",
-        help="photo, folder, glob, list of photos (.txt .csv .jsonl .json), .tar archive, "
-        "or - for names on standard input",
-    )
-    add("-o", "--output", metavar="FILE", help="default: standard output")
-    add("--format", choices=_FORMATS, help="default: by the output's ending, or text")
-    add("-r", "--recursive", action="store_true", help="search subfolders too")
-    add("-0", "--null", action="store_true", help="names on standard input end in NUL")
-    add("--image-root", metavar="DIR", help="folder that names in lists are relative to")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with an output")
-    again.add_argument("--overwrite", action="store_true", help="replace an output")
-    add("--attention", metavar="DIR", help="also draw what each word looked at: a PNG per photo")
-    add("--attention-json", action="store_true", help="put the attention maps into JSON output")
-    add("--errors", metavar="FILE", help="write failures here too: JSON Lines, itself a valid PATH")
-    add("--fail-fast", action="store_true", help="stop at the first photo that fails")
-    add("--workers", type=_positive, metavar="N", help="threads that read photos")
-    _add_model_arguments(parser)
-    add("--num-captions", type=_positive, metavar="N", help="captions per photo (1)")
-    add("--min-length", type=_positive, metavar="N", help="fewest words (1)")
-    add("--max-length", type=_positive, metavar="N", help="most words (24)")
-    add("--length-penalty", type=float, metavar="A", help="above 0 favours longer captions (0)")
-
-
-def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--captions", required=True, metavar="FILE", help="COCO JSON, Karpathy JSON or JSONL")
-    add("--images", metavar="DIR", help="folder of the photos (default: beside the captions)")
-    add("--split", metavar="NAME", help="only this split of the file")
-    add("--instances", nargs="+", default=[], metavar="FILE", help="COCO masks: measure attention")
-    add("--json", metavar="FILE", help="write all figures here")
-    add("--results-out", metavar="FILE", help="write the captions here, as COCO results JSON")
-    _add_model_arguments(parser)
-    add("--min-length", type=_positive, metavar="N", help="fewest words (1)")
-    add("--max-length", type=_positive, metavar="N", help="most words (24)")
-    add("--length-penalty", type=float, metavar="A", help="above 0 favours longer captions (0)")
-
-
-def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("-m", "--model", metavar="FILE", help="default: the shipped model")
-    add("--beam", type=_positive, metavar="K", help="beam width (3); 1 is greedy")
-    add("--batch-size", type=_positive, default=32, metavar="N", help="photos at a time (32)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    add("-q", "--quiet", action="store_true", help="no progress bar, no summary")
-
-
-def _positive(text: str) -> int:
-    """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-_positive.__name__ = "whole number"  # argparse: "invalid whole number value: 'x'"

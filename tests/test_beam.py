@@ -11,6 +11,7 @@ from captioner.decoding.beam import BeamOptions, beam_search
 from captioner.decoding.greedy import greedy_search
 from captioner.decoding.stepper import Stepper
 from captioner.models.attention import Memory
+from captioner.models.decoder import State, Step
 from captioner.text import Vocabulary
 
 END = Vocabulary.END
@@ -144,6 +145,45 @@ def test_a_narrow_beam_equals_the_textbook(seed, width, penalty):
             assert [(h.words, h.finished) for h in found] == [entry[1:] for entry in expected]
             scores = [entry[0] for entry in expected]
             assert [h.score for h in found] == pytest.approx(scores, abs=1e-4)
+
+
+class Bigrams:
+    """A decoder that only knows how likely one word follows another."""
+
+    def __init__(self, following, words=9):
+        probabilities = torch.full((words, words), 1e-6)
+        for word, choices in following.items():
+            for choice, probability in choices.items():
+                probabilities[word, choice] = probability
+        self.logits = probabilities.log()
+
+    def start(self, memory, rows):
+        return State(*torch.zeros(2, len(memory.values), rows, 1))
+
+    def step(self, state, words, memory):
+        maps = torch.full((*words.shape, memory.values.shape[1]), 1 / 9)
+        return Step(self.logits[words], maps, state)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "short", "long", "expected"),
+    [
+        (3.0, 0.4, 0.2, [4, 5, 6, 7]),  # five tokens later the unlikely beginning has paid off
+        (0.0, 0.4, 0.2, []),
+        (-1.0, 0.3, 0.6, [4, 5, 6, 7]),  # and each further token costs, but not that much
+        (-1.0, 0.5, 0.5, []),
+    ],
+)
+def test_the_early_stop_waits_for_what_can_still_win(penalty, short, long, expected):
+    decoder = Bigrams(
+        {Vocabulary.START: {END: short, 4: long}, 4: {5: 1}, 5: {6: 1}, 6: {7: 1}, 7: {END: 1}}
+    )
+    grid = make_grid(1)
+    options = BeamOptions(beam=2, min_length=0, max_length=24, length_penalty=penalty)
+    ((found,),) = beam_search(decoder, Memory(grid.features, grid.features, grid.size), options)
+    assert found.words == expected
+    score = math.log(long if expected else short) / ((5 + len(expected) + 1) / 6) ** penalty
+    assert found.score == pytest.approx(score, abs=1e-3)
 
 
 def varied():

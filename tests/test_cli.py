@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import logging
-import os
 import signal
 import subprocess
 import sys
@@ -13,46 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny import MODEL, shake
+from tiny_files import WORDS, environment, make_photos, save_model
 
-from captioner import __version__, cli
-from captioner.batch.sinks import FORMATS
-from captioner.checkpoint import Header, save_checkpoint
-from captioner.models.captioner import CaptionModel
-from captioner.preprocess import Preprocess
-from captioner.text import Vocabulary
-
-WORDS = ["a", "dog", "cat", "runs", "sits", "on", "the", "grass", "red", "blue", "ball", "two"]
+from captioner import cli
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A random model whose captions differ from photo to photo."""
-    torch.manual_seed(3)
-    vocabulary = Vocabulary.build([WORDS], min_count=1)
-    network = CaptionModel(MODEL, len(vocabulary))
-    shake(network.decoder, 0.5)
-    for lateral in network.encoder.laterals:
-        shake(lateral, 5.0)
-    header = Header(
-        config=MODEL,
-        vocabulary=vocabulary,
-        preprocess=Preprocess(size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
-        record={"training_photos": 7, "validation": {"cider": 0.5}},
-    )
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_checkpoint(path, header, network.state_dict())
-    return path
-
-
-def make_photos(folder, count):
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        coarse = rng.integers(0, 255, (3, 4, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((64, 48)).save(folder / f"{number:02}.png")
+    return save_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
 @pytest.fixture
@@ -278,12 +245,6 @@ def test_resumed_equals_uninterrupted_to_the_last_digit(caption, photos, rows):
     assert Path("out.jsonl").read_bytes() == whole
 
 
-def environment():
-    root = str(Path(cli.__file__).parents[1])
-    threads = str(torch.get_num_threads())
-    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": threads}
-
-
 def test_killed_and_resumed_equals_uninterrupted(caption, model, tmp_path, monkeypatch):
     make_photos(tmp_path / "photos", 32)
     (tmp_path / "photos" / "07.png").write_bytes(b"")
@@ -327,97 +288,3 @@ def test_as_a_program(model, tmp_path):
         "2 captioned",
         "  1 × no such file",
     ]
-
-
-# --------------------------------------------------------------------------------- other commands
-
-
-def test_help_is_quick_and_complete():
-    program = (
-        "import sys; from captioner.cli import main; status = main(['--help']);"
-        "heavy = {'torch', 'numpy', 'PIL', 'yaml', 'tqdm'} & set(sys.modules);"
-        "sys.exit(f'{status} {heavy}' if status or heavy else 0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment()
-    )
-    assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("caption", "train", "evaluate", "info"))
-
-
-def test_the_parsers_formats_are_the_sinks():
-    assert cli._FORMATS == FORMATS
-
-
-def test_version_and_unknown_commands(capsys):
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"captioner {__version__}\n"
-    assert cli.main([]) == 2
-    assert cli.main(["draw"]) == 2
-    assert capsys.readouterr().out == ""
-
-
-def test_info(model, capsys):
-    assert cli.main(["info", str(model)]) == 0
-    text = capsys.readouterr().out
-    for piece in (MODEL.encoder.name, "4 × 4", "additive 8", f"{len(WORDS) + 4} words", "cider"):
-        assert piece in text
-    assert cli.main(["info", str(model), "--json"]) == 0
-    info = json.loads(capsys.readouterr().out)
-    assert info["bytes"] == model.stat().st_size
-    assert info["parameters"] == sum(
-        tensor.numel() for tensor in CaptionModel(MODEL, len(WORDS) + 4).state_dict().values()
-    )
-    assert set(WORDS) < set(info["vocabulary"])
-    assert info["record"]["validation"] == {"cider": 0.5}
-    assert cli.main(["info", str(model.parent)]) == 2
-    assert capsys.readouterr().err.startswith("captioner: error: ")
-
-
-def captions_file(photos, path):
-    lines = [
-        {"image": str(photo), "captions": ["A dog runs.", "The red ball."], "split": "val"}
-        for photo in sorted(photos.glob("*.png"))
-    ]
-    Path(path).write_text("\n".join(map(json.dumps, lines)))
-
-
-def test_evaluate(model, photos, capsys):
-    captions_file(photos, "captions.jsonl")
-    arguments = ["--captions", "captions.jsonl", "--images", ".", "--model", str(model)]
-    files = ["--json", "figures.json", "--results-out", "results.json"]
-    assert cli.main(["evaluate", *arguments, *files, "--split", "val", "--beam", "2"]) == 0
-    captured = capsys.readouterr()
-    assert "BLEU-4" in captured.out
-    assert captured.err == ""
-    assert json.loads(Path("figures.json").read_text())["photos"] == 5
-    assert len(json.loads(Path("results.json").read_text())) == 5
-    assert cli.main(["evaluate", *arguments, "--split", "test"]) == 2
-    assert "no split 'test'" in capsys.readouterr().err
-
-
-def test_train(photos, capsys, monkeypatch):
-    """Arguments and output only: the loop has tests of its own."""
-    from captioner.training import loop
-
-    class Trainer:
-        total_steps = 10
-
-        def __init__(self, config, *, resume):
-            self.config, self.step = config, 10 if resume else 4
-
-        def run(self):
-            logging.getLogger("captioner.training").info("epoch 1")
-            return {"cider": float(self.config.optim.epochs)}
-
-    monkeypatch.setattr(loop, "Trainer", Trainer)
-    Path("tiny.yaml").write_text("out: runs/tiny\n")
-    arguments = ["train", "tiny.yaml", "--resume", "optim.epochs=3", "seed=1"]
-    assert cli.main(arguments) == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out) == {"out": "runs/tiny", "step": 10, "cider": 3.0}
-    assert captured.err == "captioner: epoch 1\n"
-    assert cli.main(["train", "tiny.yaml"]) == 130  # stopped before the end
-    assert cli.main(["train", "tiny.yaml", "optim.epoch=3"]) == 2
-    assert "did you mean 'epochs'" in capsys.readouterr().err
-    assert cli.main(["train", "none.yaml"]) == 2

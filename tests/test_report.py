@@ -236,7 +236,7 @@ def test_curves():
 def run(tmp_path, monkeypatch, capsys):
     """``captioner evaluate`` with a random model on five drawn photos -> (status, output)."""
     torch.manual_seed(3)
-    words = ["a", "dog", "cat", "runs", "sits", "on", "the", "grass", "red", "ball"]
+    words = ["dog", "cat", "runs", "sits", "grass", "red", "ball"]  # content words only
     vocabulary = Vocabulary.build([words], min_count=1)
     network = CaptionModel(MODEL, len(vocabulary))
     shake(network.decoder, 0.5)
@@ -260,17 +260,44 @@ def run(tmp_path, monkeypatch, capsys):
     return call
 
 
+def write_instances(path):
+    """Every photo shows a dog and a cat, its left and its right half."""
+    categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in range(5)]
+    annotations = [
+        {
+            "id": 10 * image["id"] + category["id"],
+            "image_id": image["id"],
+            "category_id": category["id"],
+            "iscrowd": 0,
+            "segmentation": [[left, 0, left + 32, 0, left + 32, 48, left, 48]],
+        }
+        for image in images
+        for category, left in zip(categories, (0, 32), strict=True)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content))
+
+
 def test_command(run, tmp_path):
+    write_instances(tmp_path / "instances.json")
     files = ["--report", "page", "--json", "figures.json", "--results-out", "results.json"]
-    status, out = run("-m", "tiny.safetensors", "--faithfulness", "3", *files)
+    options = ["-m", "tiny.safetensors", "--instances", "instances.json", "--faithfulness", "3"]
+    status, out = run(*options, *files)
     assert status == 0
     assert "deletion check" in out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["faithfulness"]["photos"] == 3
-    assert figures["saliency"] is None  # no masks to hold it against
+    attention, saliency = figures["attention"], figures["saliency"]
+    assert attention["named"]["words"] == saliency["named"]["words"] > 0
+    assert attention["named"]["correctness"] != saliency["named"]["correctness"]
     page = Page(tmp_path / "page" / "index.html")
-    assert "tiny.safetensors" in page.text
-    assert "Does a word depend on what its map shows?" in page.text
+    for text in (
+        "tiny.safetensors",
+        "Attention against object masks",
+        "Does a word depend on what its map shows?",
+    ):
+        assert text in page.text
     for row in page.content["photos"]:
         words = len(row["words"])
         assert len(base64.b64decode(row["maps"])) == words * np.prod(row["grid"])

@@ -238,9 +238,7 @@ def test_the_command_measures_hallucination(tmp_path, references, capsys):
     assert "CHAIR_i             50.0 % of 2 objects named in 1 photos; most often cat 1" in out
 
 
-@pytest.mark.parametrize(
-    "option", [["--beam", "3"], ["--model", "x"], ["--images", "."], ["--results-out", "y"]]
-)
+@pytest.mark.parametrize("option", [["--beam", "3"], ["--model", "x"], ["--results-out", "y"]])
 def test_options_of_models_are_refused(tmp_path, references, capsys, option):
     path = coco(tmp_path, TEXTS)
     command = ["evaluate", "--results", str(path), "--references", str(references), *option]

@@ -43,7 +43,14 @@ def read_archive(path: str) -> Iterator[Item]:
                     continue
                 file = archive.extractfile(member)
                 assert file is not None  # it is for regular files
-                yield Item(name, file.read())
+                data = file.read()
+                if len(data) < member.size:
+                    raise EOFError(f"{member.name} is cut short")
+                yield Item(name, data)
+            # A whole archive ends with a block of zeros, which has been read now.
+            stream = archive.fileobj
+            if stream is not None and stream.tell() < archive.offset + tarfile.BLOCKSIZE:
+                raise EOFError("its end is missing")
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             yield Item(path, error=error.strerror)

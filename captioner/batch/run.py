@@ -1,13 +1,15 @@
 """A batch run: items in, results in the same order out, failures as results, nothing lost.
 
-Resuming repeats the batch that was interrupted, with the same photos in it, and writes only the
-results that are missing. So a resumed file equals that of an uninterrupted run to the last digit,
-which results of other batches would not (floating-point sums depend on the batch's shape).
+Resuming repeats the batch that was interrupted and a few before it, with the same photos in each,
+and writes only the results that are missing. So a resumed file equals that of an uninterrupted run
+to the last digit, though floating-point sums depend on the batch's shape and on how many threads
+share the work: `Captioner.stream` computes several batches at once if it has several.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 import time
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from captioner.api import Captioner
 
 logger = logging.getLogger(__name__)
+
+_REPEATED = 3  # whole batches; with the interrupted one, as many as `stream` has in work at once
 
 
 @dataclass
@@ -199,7 +203,7 @@ def run(
 
 
 class _Resume:
-    """Skips what an earlier run has done, but for the last batch, which is repeated whole."""
+    """Skips what an earlier run has done, but for the last few batches, which are repeated."""
 
     def __init__(
         self,
@@ -225,8 +229,8 @@ class _Resume:
 
     def items(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items still to caption, after the repeated ones."""
-        batch: list[Item] = []  # the batch that the earlier run was in
-        photos = 0  # of it
+        batches: deque[list[Item]] = deque([[]], maxlen=_REPEATED + 1)  # the last that are done
+        photos = 0  # in the last of them
         skipping = True
         for item in items:
             if item.error is None:
@@ -235,15 +239,17 @@ class _Resume:
             if kept is not None:
                 self._note(item, kept.error)
                 if skipping:
-                    batch.append(item)
+                    batches[-1].append(item)
                     photos += item.error is None
                     if photos == self.batch_size:
-                        batch, photos = [], 0
+                        batches.append([])
+                        photos = 0
                 continue
             if skipping:
                 skipping = False
-                self._repeated = len(batch)
-                yield from batch
+                self._repeated = sum(map(len, batches))
+                yield from itertools.chain(*batches)
+                batches.clear()
             yield item
 
     def _note(self, item: Item, error: str | None) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
+from captioner.batch.atomic import write_atomically
 from captioner.batch.formats import Kept, sentences
 from captioner.batch.items import Item, Result
 from captioner.batch.rowfile import Mode
-from captioner.errors import CaptionerError
-from captioner.files import replacing
 
 
 class SidecarSink:
@@ -52,11 +51,7 @@ class SidecarSink:
         self._claimed.discard(path)
         if isinstance(result, str):
             return
-        try:
-            with replacing(path) as temporary:
-                temporary.write_text("\n".join([*sentences(result), ""]), encoding="utf-8")
-        except OSError as error:
-            raise CaptionerError(f"cannot write {path}: {error.strerror}") from None
+        write_atomically(path, "\n".join([*sentences(result), ""]).encode())
 
     def close(self, complete: bool) -> None:
         """See `sinks.Sink.close`."""

@@ -161,6 +161,8 @@ class StreamSink:
             return
         if self._array:
             record = (",\n" if self._written else "[\n") + record.rstrip("\n")
+        elif not self._written:
+            record = self.records.header + record
         self._written += 1
         self._file.write(record)
         self._file.flush()
@@ -258,8 +260,8 @@ class ArraySink(RowSink):
         partial = path.with_name(path.name + ".partial")
         going_on = mode == "overwrite" or (mode == "resume" and partial.exists())
         if not going_on and path.exists() and path.stat().st_size:
-            hint = "it is complete" if mode == "resume" else "it exists already"
-            raise CaptionerError(f"{path}: {hint}; --overwrite writes it anew")
+            hint = "is complete" if mode == "resume" else "exists already"
+            raise CaptionerError(f"{path} {hint}: --overwrite writes it anew")
         super().__init__(RowFile(partial, JsonLinesFormat(attention), mode))
         self.shows_errors = not coco
 

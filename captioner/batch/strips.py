@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner.batch.atomic import write_atomically
 from captioner.batch.items import Item
 from captioner.batch.sources import STRIP_SUFFIX
 from captioner.errors import CaptionerError
-from captioner.files import replacing
 
 if TYPE_CHECKING:
     from captioner.api import Caption
@@ -59,13 +60,9 @@ class StripFolder:
             ImageError: The photo has vanished since it was captioned.
             CaptionerError: The strip cannot be written.
         """
-        sheet = caption.strip()
-        path = self.claim(item)
-        try:
-            with replacing(path) as temporary:
-                sheet.save(temporary, format="PNG")
-        except OSError as error:
-            raise CaptionerError(f"cannot write {path}: {error.strerror or error}") from None
+        buffer = io.BytesIO()
+        caption.strip().save(buffer, "PNG")
+        write_atomically(self.claim(item), buffer.getvalue())
 
 
 def _key(name: str) -> int:

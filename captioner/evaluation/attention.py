@@ -38,6 +38,7 @@ from captioner.evaluation.masks import CategoryMasks, cell_centres, dilate, grid
 
 __all__ = [
     "CENTRE_SIGMA",
+    "AttentionMeasure",
     "AttentionReport",
     "CategoryMasks",
     "Figures",
@@ -126,56 +127,43 @@ def _figures(sums: np.ndarray) -> Figures:
     return Figures(count, *(float(mean) for mean in means))
 
 
-def measure_attention(
-    captions: Iterable[tuple[int, Sequence[str], np.ndarray]],
-    masks: CategoryMasks,
-    *,
-    tolerance: int = 0,
-    confidence: float = 0.95,
-    samples: int = 1000,
-    seed: int = 0,
-) -> AttentionReport:
-    """Measures the attention maps of captions against the objects that their words name.
+class AttentionMeasure:
+    """Measures attention maps against the objects that their words name, caption by caption.
 
     A word is measured when `name_categories` gives it a category of which the photo has a mask.
-    Every measured word weighs the same, also when a photo has several captions. The stream is read
-    once; nothing is kept per word.
+    Every measured word weighs the same, also when a photo has several captions. Only sums are kept.
 
     Args:
-        captions: Triples of image id, the T generated words (without start and end), and their maps
-            (T, H, W), each summing to 1. The same photo may come several times.
-        masks: The photos' masks; each image id must be among them.
+        masks: The photos' masks.
         tolerance: Pixels by which the pointing game, and its baselines, may miss the mask.
-        confidence: Coverage of the bootstrap intervals.
-        samples: Bootstrap resamples of the photos.
-        seed: Seed of the resampling.
-
-    Raises:
-        DataError: A photo is unknown, or maps do not fit their words or are no distributions.
     """
 
-    @lru_cache(maxsize=64)
-    def references(image_id: int, category: str, grid: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        """The target (height, width), its coverage (H, W) and the baselines' figures on it."""
-        mask = masks.mask(image_id, category)
-        target = dilate(mask, tolerance) if tolerance else mask
-        coverage = grid_coverage(mask, grid)
-        centre = float((centre_map(grid) * coverage).sum())
-        hits = float(target[cell_centres(grid, target.shape)].mean())
-        centre_hit = float(target[target.shape[0] // 2, target.shape[1] // 2])
-        return target, coverage, np.array([float(coverage.mean()), centre, hits, centre_hit])
+    def __init__(self, masks: CategoryMasks, *, tolerance: int = 0) -> None:
+        self._masks = masks
+        self._tolerance = tolerance
+        self._targets = lru_cache(maxsize=64)(self._target)
+        # One row a photo: number of words, their entropies, then the measured words' count and
+        # eight figures (`Figures`).
+        self._photos: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(11))
+        self._by_category, self._by_class = _Means(), _Means()
+        self._captions = 0
 
-    # One row a photo: number of words, their entropies, then the measured words' count and eight
-    # figures (`Figures`).
-    per_photo: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(11))
-    by_category, by_class = _Means(), _Means()
-    count = 0
-    for image_id, words, maps in captions:
-        count += 1
-        present = masks.categories(image_id)
-        row = per_photo[image_id]
+    def add(self, image_id: int, words: Sequence[str], maps: np.ndarray) -> None:
+        """Measure one caption; the same photo may come several times.
+
+        Args:
+            image_id: Must be among the masks.
+            words: The T generated words, without start and end.
+            maps: Their maps (T, H, W), each summing to 1.
+
+        Raises:
+            DataError: The photo is unknown, or maps do not fit their words or are no distributions.
+        """
+        present = self._masks.categories(image_id)
+        self._captions += 1
+        row = self._photos[image_id]
         if not words:
-            continue
+            return
         weights = _checked(image_id, words, maps)
         for word, weight, category in zip(words, weights, name_categories(words), strict=True):
             word_map = WordMap(word, weight)
@@ -183,9 +171,9 @@ def measure_attention(
             row[:2] += 1, entropy
             if category is None or category not in present:
                 blank = np.array([math.nan] * 6 + [entropy, math.nan])
-                by_class.add("absent" if category else word_class(word), blank)
+                self._by_class.add("absent" if category else word_class(word), blank)
                 continue
-            target, coverage, (uniform, centre, hits, centre_hit) = references(
+            target, coverage, (uniform, centre, hits, centre_hit) = self._targets(
                 image_id, category, weight.shape
             )
             inside, peak = word_map.correctness(coverage), word_map.pointing(target)
@@ -195,25 +183,75 @@ def measure_attention(
             )
             row[2] += 1
             row[3:] += values
-            by_category.add(category, values)
-            by_class.add(masks.supercategory(category), values)
+            self._by_category.add(category, values)
+            self._by_class.add(self._masks.supercategory(category), values)
 
-    rows = np.stack(list(per_photo.values())) if per_photo else np.zeros((0, 11))
-    total = rows.sum(axis=0)
-    return AttentionReport(
-        photos=len(rows),
-        captions=count,
-        words=int(total[0]),
-        photos_measured=int((rows[:, 2] > 0).sum()),
-        entropy=float(total[1] / total[0]) if total[0] else math.nan,
-        named=_figures(total[2:]),
-        by_category=by_category.figures(),
-        by_class=by_class.figures(),
-        intervals=_bootstrap(rows, confidence, samples, seed),
-        confidence=confidence,
-        samples=samples,
-        seed=seed,
-    )
+    def _target(
+        self, image_id: int, category: str, grid: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The target (height, width), its coverage (H, W) and the baselines' figures on it."""
+        mask = self._masks.mask(image_id, category)
+        target = dilate(mask, self._tolerance) if self._tolerance else mask
+        coverage = grid_coverage(mask, grid)
+        centre = float((centre_map(grid) * coverage).sum())
+        hits = float(target[cell_centres(grid, target.shape)].mean())
+        centre_hit = float(target[target.shape[0] // 2, target.shape[1] // 2])
+        return target, coverage, np.array([float(coverage.mean()), centre, hits, centre_hit])
+
+    def report(
+        self, *, confidence: float = 0.95, samples: int = 1000, seed: int = 0
+    ) -> AttentionReport:
+        """The figures of all captions given so far.
+
+        Args:
+            confidence: Coverage of the bootstrap intervals.
+            samples: Bootstrap resamples of the photos.
+            seed: Seed of the resampling.
+        """
+        rows = np.stack(list(self._photos.values())) if self._photos else np.zeros((0, 11))
+        total = rows.sum(axis=0)
+        return AttentionReport(
+            photos=len(rows),
+            captions=self._captions,
+            words=int(total[0]),
+            photos_measured=int((rows[:, 2] > 0).sum()),
+            entropy=float(total[1] / total[0]) if total[0] else math.nan,
+            named=_figures(total[2:]),
+            by_category=self._by_category.figures(),
+            by_class=self._by_class.figures(),
+            intervals=_bootstrap(rows, confidence, samples, seed),
+            confidence=confidence,
+            samples=samples,
+            seed=seed,
+        )
+
+
+def measure_attention(
+    captions: Iterable[tuple[int, Sequence[str], np.ndarray]],
+    masks: CategoryMasks,
+    *,
+    tolerance: int = 0,
+    confidence: float = 0.95,
+    samples: int = 1000,
+    seed: int = 0,
+) -> AttentionReport:
+    """`AttentionMeasure` over a stream of captions, which is read once.
+
+    Args:
+        captions: Triples of image id, words and maps, as for `AttentionMeasure.add`.
+        masks: The photos' masks.
+        tolerance: Pixels by which pointing may miss.
+        confidence: Coverage of the bootstrap intervals.
+        samples: Bootstrap resamples of the photos.
+        seed: Seed of the resampling.
+
+    Raises:
+        DataError: A photo is unknown, or maps do not fit their words or are no distributions.
+    """
+    measure = AttentionMeasure(masks, tolerance=tolerance)
+    for image_id, words, maps in captions:
+        measure.add(image_id, words, maps)
+    return measure.report(confidence=confidence, samples=samples, seed=seed)
 
 
 def _checked(image_id: int, words: Sequence[str], maps: np.ndarray) -> np.ndarray:
@@ -238,7 +276,7 @@ def _bootstrap(
     """Percentile intervals of the corpus means when photos are drawn with replacement.
 
     Args:
-        rows: (P, 11), the sums of each photo as `measure_attention` keeps them.
+        rows: (P, 11), the sums of each photo as `AttentionMeasure` keeps them.
         confidence: Coverage of the intervals.
         samples: Number of resamples.
         seed: Seed of the resampling.

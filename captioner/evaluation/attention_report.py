@@ -3,7 +3,10 @@
 `captioner.evaluation.attention` defines the measures and fills these in.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,7 +61,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """What `measure_attention` found.
+    """What `AttentionMeasure` found.
 
     Attributes:
         photos, captions, words: How many were given; `words` counts every generated word.
@@ -105,11 +108,12 @@ class AttentionReport:
             },
         }
 
-    def table(self, *, details: bool = True) -> str:
+    def table(self, *, details: bool = True, saliency: AttentionReport | None = None) -> str:
         """The report as text for a terminal.
 
         Args:
             details: Add the tables by word class and by category.
+            saliency: The same words measured by saliency maps, for one more column.
         """
         n = self.named
         centre = n.correctness_centre / n.correctness_uniform if n.correctness_uniform else math.nan
@@ -117,25 +121,40 @@ class AttentionReport:
         lines = [
             f"{n.words} of {self.words} words name a visible object, "
             f"in {self.photos_measured} of {self.photos} photos",
-            f"{'':24}{'model':>9}{interval:>18}{'uniform':>9}{'centre':>9}",
-            self._row(
-                "correctness", ".3f", n.correctness, n.correctness_uniform, n.correctness_centre
-            ),
-            self._row("ratio", ".2f", n.ratio, 1.0, centre),
-            self._row("pointing", ".3f", n.pointing, n.pointing_uniform, n.pointing_centre),
-            self._row("pointing_gain", "+.1f", n.pointing_gain),
-            self._row("entropy_named", ".3f", n.entropy, 1.0, n.entropy_centre),
-            self._row("entropy", ".3f", self.entropy, 1.0, n.entropy_centre),
+            f"{'':24}{'attention':>10}{interval:>18}{'uniform':>9}{'centre':>9}"
+            + ("" if saliency is None else f"{'saliency':>10}"),
         ]
+        rows: list[tuple[str, str, float | None, float | None]] = [
+            ("correctness", ".3f", n.correctness_uniform, n.correctness_centre),
+            ("ratio", ".2f", 1.0, centre),
+            ("pointing", ".3f", n.pointing_uniform, n.pointing_centre),
+            ("pointing_gain", "+.1f", None, None),
+            ("entropy_named", ".3f", 1.0, n.entropy_centre),
+            ("entropy", ".3f", 1.0, n.entropy_centre),
+        ]
+        for key, form, *others in rows:
+            if saliency is not None:
+                others.append(saliency.figure(key))
+            lines.append(self._row(key, form, others))
         if details:
             lines += _detail("word class", self.by_class) + _detail("category", self.by_category)
         return "\n".join(lines)
 
-    def _row(self, key: str, form: str, value: float, *baselines: float) -> str:
+    def figure(self, key: str) -> float:
+        """The figure that `intervals` calls so."""
+        if key == "entropy":
+            return self.entropy
+        return float(getattr(self.named, "entropy" if key == "entropy_named" else key))
+
+    def _row(self, key: str, form: str, others: Sequence[float | None]) -> str:
         low, high = self.intervals.get(key, (math.nan, math.nan))
         interval = f"{low:{form}} .. {high:{form}}"
-        others = "".join(f"{format(baseline, form):>9}" for baseline in baselines)
-        return f"{_TITLES[key]:24}{format(value, form):>9}{interval:>18}{others}"
+        columns = ["" if other is None else format(other, form) for other in others]
+        widths = (9, 9, 10)  # uniform, centre, saliency
+        cells = "".join(f"{c:>{width}}" for c, width in zip(columns, widths, strict=False))
+        return (
+            f"{_TITLES[key]:24}{format(self.figure(key), form):>10}{interval:>18}{cells}".rstrip()
+        )
 
 
 def _detail(title: str, groups: dict[str, Figures]) -> list[str]:

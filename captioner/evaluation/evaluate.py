@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +20,18 @@ import numpy as np
 
 from captioner.data.examples import Example
 from captioner.errors import DataError
-from captioner.evaluation.attention import AttentionReport, CategoryMasks, measure_attention
-from captioner.evaluation.scores import CaptionScores, score_captions
-from captioner.text import Vocabulary, tokenize
+from captioner.evaluation.attention import AttentionReport, CategoryMasks
+from captioner.evaluation.chair import read_objects
+from captioner.evaluation.faithfulness_report import FaithfulnessReport
+from captioner.evaluation.probe import AttentionProbe
+from captioner.evaluation.quality import CaptionQuality, measure_quality
+from captioner.evaluation.scores import CaptionScores
+from captioner.text import Vocabulary
 
 if TYPE_CHECKING:
     from captioner.api import Caption, Captioner, Failure
 
 logger = logging.getLogger(__name__)
-
-_UNDEFINED_CIDER = (
-    "undefined: it weighs words by how rare they are among the photos, so it needs two or more"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,68 +39,68 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        scores: The caption metrics, corpus and per photo (in the order of ``results``).
-        references: How many reference captions the photos have together.
-        words: Mean number of words a caption.
-        vocabulary_used: Distinct words in all captions.
+        quality: What was measured on the captions, corpus and per photo.
         vocabulary_size: Words that the model knows.
         unfinished: Share of captions that ``max_length`` cut, 0 to 1.
         entropy: Mean entropy of the attention maps over all words, as a share of the uniform
             map's; NaN if no word was generated.
-        results: One ``{"image_id", "caption"}`` per scored photo, the COCO results format.
         failures: One ``{"image_id", "error"}`` per photo that could not be read; not scored.
         attention: The maps measured against object masks, if masks were given.
+        saliency: The saliency maps of the same words against the masks, if measured.
+        faithfulness: The deletion check, if it was run.
         search: Options of the search, as they were given.
     """
 
-    scores: CaptionScores = field(repr=False)
-    references: int
-    words: float
-    vocabulary_used: int
+    quality: CaptionQuality = field(repr=False)
     vocabulary_size: int
     unfinished: float
     entropy: float
-    results: list[dict[str, Any]] = field(repr=False)
     failures: list[dict[str, Any]] = field(repr=False)
     attention: AttentionReport | None = field(repr=False)
+    saliency: AttentionReport | None = field(repr=False)
+    faithfulness: FaithfulnessReport | None = field(repr=False)
     search: dict[str, Any]
+
+    @property
+    def scores(self) -> CaptionScores:
+        """The caption metrics, corpus and per photo (in the order of ``results``)."""
+        return self.quality.scores
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """One ``{"image_id", "caption"}`` per scored photo, the COCO results format."""
+        return self.quality.results
 
     def table(self) -> str:
         """The figures as text for a terminal: BLEU and ROUGE-L from 0 to 100, CIDEr-D from 0 up."""
-        cider = self.scores.cider.score
-        rows = [(f"BLEU-{n}", f"{100 * x:.1f}") for n, x in enumerate(self.scores.bleu.scores, 1)]
-        rows += [
-            ("ROUGE-L", f"{100 * self.scores.rouge_l.score:.1f}"),
-            ("CIDEr-D", _UNDEFINED_CIDER if cider is None else f"{cider:.3f}"),
-            ("words a caption", f"{self.words:.1f}"),
-            ("vocabulary used", f"{self.vocabulary_used:,} of {self.vocabulary_size:,} words"),
+        rows = [
+            ("vocabulary known", f"{self.vocabulary_size:,} words"),
             ("unfinished", f"{100 * self.unfinished:.1f} %"),
             ("attention entropy", f"{self.entropy:.3f} (uniform map: 1)"),
         ]
-        lines = [f"{len(self.results):,} photos, {self.references:,} references"]
+        lines = [self.quality.table(), *(f"{name:20}{value}" for name, value in rows)]
         if self.failures:
             lines.append(f"{len(self.failures):,} photos could not be read: they are not scored")
-        lines += [f"{name:20}{value}" for name, value in rows]
         if self.attention is not None:
-            lines += ["", self.attention.table(details=False)]
+            lines += ["", self.attention.table(details=False, saliency=self.saliency)]
+        if self.faithfulness is not None:
+            lines += ["", self.faithfulness.table()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures but the captions, as JSON can hold them.
+        """All figures and the scores of every photo, as JSON can hold them.
 
         Metrics are fractions under ``metrics``; one that is undefined is None.
         """
         return {
-            "photos": len(self.results),
-            "references": self.references,
+            **self.quality.to_dict(),
             "failures": self.failures,
-            "metrics": {"cider": None, **self.scores.summary()},
-            "words": self.words,
-            "vocabulary_used": self.vocabulary_used,
             "vocabulary_size": self.vocabulary_size,
             "unfinished": self.unfinished,
             "attention_entropy": None if math.isnan(self.entropy) else self.entropy,
             "attention": None if self.attention is None else self.attention.to_dict(),
+            "saliency": None if self.saliency is None else self.saliency.to_dict(),
+            "faithfulness": None if self.faithfulness is None else self.faithfulness.to_dict(),
             "search": self.search,
         }
 
@@ -110,6 +110,11 @@ def evaluate(
     examples: Sequence[Example],
     *,
     instances: Sequence[str | Path] = (),
+    saliency: bool = True,
+    deletions: int = 0,
+    training: Set[tuple[str, ...]] | None = None,
+    official: bool = False,
+    watch: Callable[[Example, Caption], None] | None = None,
     batch_size: int = 32,
     progress: bool = True,
     **search: Any,
@@ -124,7 +129,16 @@ def evaluate(
         captioner: The model.
         examples: Photos with their references.
         instances: COCO ``instances_*.json`` files. The maps of those photos whose ids they hold
-            are measured against the masks (:mod:`captioner.evaluation.attention`).
+            are measured against the masks (:mod:`captioner.evaluation.attention`), and their
+            captions for objects that are not there (:mod:`captioner.evaluation.chair`).
+        saliency: Beside them measure the saliency maps of the same words, for comparison
+            (:mod:`captioner.evaluation.saliency`); about as slow as captioning.
+        deletions: Run the deletion check (:mod:`captioner.evaluation.faithfulness`) on so many
+            photos, spread evenly over all; several times slower than captioning.
+        training: Captions of the training set (:func:`~.diversity.training_captions`): finds
+            copies among the captions.
+        official: Also run the official Java metrics (:mod:`captioner.evaluation.official`).
+        watch: Called with each caption as it comes.
         batch_size: Photos encoded and decoded together.
         progress: Show a bar on stderr, if that is a terminal.
         **search: Fields of :class:`~captioner.decoding.beam.BeamOptions`.
@@ -145,38 +159,53 @@ def evaluate(
         (example.image for example in examples), batch_size=batch_size, **search
     )
     bar = tqdm(results, total=len(examples), unit="photo", disable=None if progress else True)
-    measured = (
-        (int(example.image_id), caption.words, caption.attention)
-        for example, caption in tally.follow(examples, bar)
-        if masks is not None and example.image_id in masks
+    probe = AttentionProbe(
+        captioner, len(examples), masks=masks, saliency=saliency, deletions=deletions
     )
     # The maps stream through: those of a batch are gone before the next is made.
-    if masks is not None:
-        attention = measure_attention(measured, masks)
-    else:
-        attention = None
-        for _ in measured:
-            pass
+    for example, caption in tally.follow(examples, bar):
+        probe.add(example, caption)
+        if watch is not None:
+            watch(example, caption)
     if tally.failures:
         first = tally.failures[0]["error"]
         count = f"{len(tally.failures)} of {len(examples)} photos could not be read"
-        if not tally.results:
+        if not tally.captions:
             raise DataError(f"{count}: nothing to score ({first})")
         logger.warning("%s and are not scored; the first: %s", count, first)
     known = len(captioner.vocabulary) - len(Vocabulary.SPECIALS)
-    return tally.evaluation(known, attention, search)
+    quality = measure_quality(
+        tally.image_ids,
+        tally.captions,
+        tally.references,
+        objects=read_objects(instances) if instances else None,
+        training=training,
+        official=official,
+    )
+    return Evaluation(
+        quality=quality,
+        vocabulary_size=known,
+        unfinished=tally.unfinished / len(tally.captions),
+        entropy=tally.entropy / tally.words if tally.words else math.nan,
+        failures=tally.failures,
+        attention=probe.attention,
+        saliency=probe.saliency,
+        faithfulness=probe.faithfulness,
+        search=search,
+    )
 
 
 class _Tally:
     """What is kept of the captions as they pass by."""
 
     def __init__(self) -> None:
-        self.results: list[dict[str, Any]] = []
+        self.image_ids: list[int | str] = []
+        self.captions: list[str] = []
+        self.references: list[tuple[str, ...]] = []
         self.failures: list[dict[str, Any]] = []
-        self._references: list[tuple[str, ...]] = []
-        self._used: Counter[str] = Counter()
-        self._unfinished = 0
-        self._entropy = 0.0
+        self.words = 0
+        self.unfinished = 0
+        self.entropy = 0.0
 
     def follow(
         self, examples: Sequence[Example], results: Iterable[Caption | Failure]
@@ -188,37 +217,18 @@ class _Tally:
             if isinstance(result, Failure):
                 self.failures.append({"image_id": example.image_id, "error": result.error})
                 continue
-            self.results.append({"image_id": example.image_id, "caption": result.text})
-            self._references.append(example.captions)
-            self._used.update(result.words)
-            self._unfinished += not result.finished
-            self._entropy += float(_entropies(result.attention).sum())
+            self.image_ids.append(example.image_id)
+            self.captions.append(result.text)
+            self.references.append(example.captions)
+            self.words += len(result.words)
+            self.unfinished += not result.finished
+            self.entropy += float(_entropies(result.attention).sum())
             yield example, result
-
-    def evaluation(
-        self, vocabulary_size: int, attention: AttentionReport | None, search: dict[str, Any]
-    ) -> Evaluation:
-        """Score what was noted."""
-        captions = [tokenize(result["caption"]) for result in self.results]
-        words, photos = self._used.total(), len(self.results)
-        return Evaluation(
-            scores=score_captions(captions, self._references),
-            references=sum(map(len, self._references)),
-            words=words / photos,
-            vocabulary_used=len(self._used),
-            vocabulary_size=vocabulary_size,
-            unfinished=self._unfinished / photos,
-            entropy=self._entropy / words if words else math.nan,
-            results=self.results,
-            failures=self.failures,
-            attention=attention,
-            search=search,
-        )
 
 
 def _entropies(maps: np.ndarray) -> np.ndarray:
     """Entropy of each map over log L: (T, H, W) -> (T,), 0 for a single cell, 1 for uniform."""
-    weights = maps.reshape(len(maps), -1)  # (T, L)
+    weights = maps.reshape(len(maps), math.prod(maps.shape[1:]))  # (T, L), also for T = 0
     if weights.shape[1] < 2:
         return np.zeros(len(maps))
     logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)

@@ -17,7 +17,9 @@ def count_ngrams(words: Words, max_order: int = 4) -> list[Counter[NGram]]:
     ]
 
 
-def check_captions(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:
+def check_captions(
+    candidates: Sequence[Words | None], references: Sequence[Sequence[Words]]
+) -> None:
     """Checks that there is one candidate, and at least one reference, for every image.
 
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from captioner.evaluation.bleu import BleuScore, bleu
 from captioner.evaluation.cider import CiderScore, cider_d
+from captioner.evaluation.ngrams import Words
 from captioner.evaluation.rouge import RougeScore, rouge_l
 from captioner.text import tokenize
 
@@ -46,7 +47,25 @@ def score_captions(
     Raises:
         DataError: A photo without references.
     """
-    tokens = [[tokenize(sentence) for sentence in sentences] for sentences in references]
+    return score_tokens(
+        candidates, [[tokenize(sentence) for sentence in sentences] for sentences in references]
+    )
+
+
+def score_tokens(
+    candidates: Sequence[Words | None], references: Sequence[Sequence[Words]]
+) -> CaptionScores:
+    """The same for references that are tokenized already.
+
+    Args:
+        candidates: Words of one caption per photo. None is a photo that was left out: it scores 0,
+            as an empty caption does, and lowers corpus BLEU (see :func:`~.bleu.bleu`).
+        references: For each photo the words of its references.
+
+    Raises:
+        DataError: A photo without references.
+    """
+    given: list[Words] = [() if words is None else words for words in candidates]
     return CaptionScores(
-        bleu(candidates, tokens), rouge_l(candidates, tokens), cider_d(candidates, tokens)
+        bleu(candidates, references), rouge_l(given, references), cider_d(given, references)
     )

@@ -1,0 +1,230 @@
+"""How sure a score is, and whether one model is really better: intervals and paired tests.
+
+Everything is computed from one row of sums per photo, so that a resample of the photos costs one
+product of matrices: no caption is read or tokenized again. BLEU is the corpus BLEU of each
+resample, from the summed n-gram counts, and not a mean of BLEUs. ROUGE-L and CIDEr-D are means over
+photos.
+
+The photos are what is drawn; all else is held fixed. That concerns CIDEr-D above all: its document
+frequencies are those of the full set in every resample, since a photo drawn twice would else change
+the weight of every word. An interval thus says what other photos *of this kind* would give, not
+what another data set, training run or set of annotators would.
+
+Shapes: N photos, S resamples, K = 12 columns.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from captioner.errors import DataError
+from captioner.evaluation.bleu import bleu_of_counts
+from captioner.evaluation.scores import CaptionScores
+
+Floats = npt.NDArray[np.float64]
+
+SAMPLES = 1000  # resamples of an interval
+TRIALS = 10_000  # of the randomisation test: p cannot be below 1 / (TRIALS + 1)
+CONFIDENCE = 0.95
+
+_ORDERS = 4
+_BLEU_COLUMNS = 2 * _ORDERS + 2
+_CELLS = 4_000_000  # weights held at a time
+_TIE = 1e-9  # differences nearer than this are equal: sums in another order differ by rounding
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """The scores of N photos in a form that adds up.
+
+    Attributes:
+        rows: (N, K): the n-gram counts of BLEU (:attr:`.bleu.BleuScore.counts`), ROUGE-L, CIDEr-D
+            (NaN where it is undefined).
+    """
+
+    rows: Floats
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 2 or self.rows.shape[1] != _BLEU_COLUMNS + 2:
+            raise ValueError(f"expected rows of {_BLEU_COLUMNS + 2}, not {self.rows.shape}")
+
+    @classmethod
+    def of(cls, scores: CaptionScores) -> ScoreTable:
+        """The table of scored captions."""
+        means = [scores.rouge_l.per_image, scores.cider.per_image]
+        return cls(np.column_stack([scores.bleu.counts, *means]))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def metrics(self) -> dict[str, float]:
+        """The scores of the whole set, as fractions; CIDEr-D is left out where undefined."""
+        found = metrics_of_sums(self.rows.sum(axis=0, keepdims=True), len(self))
+        return {name: float(values[0]) for name, values in found.items()}
+
+
+def metrics_of_sums(sums: Floats, photos: int) -> dict[str, Floats]:
+    """Scores of sets of photos, from the sums of their rows.
+
+    Args:
+        sums: (S, K).
+        photos: How many rows each sum has.
+
+    Returns:
+        ``bleu1`` .. ``bleu4``, ``rouge_l`` and, where defined, ``cider``: (S,) each.
+    """
+    scores = bleu_of_counts(sums[:, :_BLEU_COLUMNS])
+    found = {f"bleu{n + 1}": scores[:, n] for n in range(_ORDERS)}
+    found["rouge_l"] = sums[:, -2] / photos
+    if not np.isnan(sums[:, -1]).any():
+        found["cider"] = sums[:, -1] / photos
+    return found
+
+
+def bootstrap_intervals(
+    table: ScoreTable,
+    *,
+    samples: int = SAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals (Efron 1979), photos drawn with replacement.
+
+    Args:
+        table: One model's scores.
+        samples: Number of resamples.
+        confidence: Coverage of the intervals.
+        seed: Equal seeds give equal intervals.
+
+    Returns:
+        (low, high) by metric; empty for a single photo, which says nothing about others.
+    """
+    if len(table) < 2:
+        return {}
+    sums = _resampled_sums(table.rows, samples, seed)
+    return _intervals(metrics_of_sums(sums, len(table)), confidence)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of two models on the same photos.
+
+    Attributes:
+        a, b: The scores, as fractions.
+        low, high: Bootstrap interval of ``b - a``; both models are scored on each resample.
+        p_value: How often models whose captions are swapped at random, photo by photo, differ at
+            least as much: two-sided, never 0.
+    """
+
+    a: float
+    b: float
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def difference(self) -> float:
+        """``b - a``."""
+        return self.b - self.a
+
+
+def compare_tables(
+    a: ScoreTable,
+    b: ScoreTable,
+    *,
+    samples: int = SAMPLES,
+    trials: int = TRIALS,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Whether two models differ, metric by metric: paired bootstrap and approximate randomisation.
+
+    The p-value is that of approximate randomisation (Noreen 1989; for corpus metrics Riezler and
+    Maxwell 2005): under the null hypothesis the two captions of a photo are exchangeable, so each
+    trial swaps them with probability one half and scores both sets anew. p-values are not
+    corrected for looking at several metrics.
+
+    Args:
+        a: Scores of the first model.
+        b: Scores of the second on the same photos, row by row.
+        samples: Resamples of the intervals.
+        trials: Random swaps.
+        confidence: Coverage of the intervals.
+        seed: Equal seeds give equal results.
+
+    Returns:
+        A difference per metric that is defined for both.
+
+    Raises:
+        DataError: The numbers of photos differ, or there are fewer than two.
+    """
+    if len(a) != len(b):
+        raise DataError(f"{len(a)} photos on one side and {len(b)} on the other: they must match")
+    n = len(a)
+    if n < 2:
+        raise DataError("a comparison needs two or more photos")
+    first, second = a.metrics(), b.metrics()
+    width = a.rows.shape[1]
+
+    drawn = _resampled_sums(np.hstack([a.rows, b.rows]), samples, seed)
+    spread = _intervals(
+        _minus(metrics_of_sums(drawn[:, width:], n), metrics_of_sums(drawn[:, :width], n)),
+        confidence,
+    )
+
+    # Swapping a set of photos moves the sum of their differences from one side to the other.
+    gap = b.rows - a.rows
+    rng = np.random.default_rng([seed, 1])
+    moved = _products(gap, trials, lambda size: rng.integers(0, 2, (size, n), dtype=np.int8))
+    swapped_a = metrics_of_sums(a.rows.sum(axis=0) + moved, n)
+    swapped_b = metrics_of_sums(b.rows.sum(axis=0) - moved, n)
+    result = {}
+    for name, values in _minus(swapped_b, swapped_a).items():
+        observed = abs(second[name] - first[name])
+        as_large = int((np.abs(values) >= observed - _TIE).sum())
+        p_value = (as_large + 1) / (trials + 1)
+        result[name] = Difference(first[name], second[name], *spread[name], p_value)
+    return result
+
+
+def _minus(b: dict[str, Floats], a: dict[str, Floats]) -> dict[str, Floats]:
+    return {name: b[name] - a[name] for name in b if name in a}
+
+
+def _intervals(metrics: dict[str, Floats], confidence: float) -> dict[str, tuple[float, float]]:
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    bounds = {name: np.quantile(values, tails) for name, values in metrics.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+
+
+def _resampled_sums(rows: Floats, samples: int, seed: int) -> Floats:
+    """(samples, K) sums of N rows drawn with replacement."""
+    n = len(rows)
+    rng = np.random.default_rng([seed, 0])
+
+    def weights(size: int) -> npt.NDArray[np.int64]:
+        """How often each row is drawn: (size, N)."""
+        return np.stack(
+            [np.bincount(rng.integers(0, n, n), minlength=n) for _ in itertools.repeat(None, size)]
+        )
+
+    return _products(rows, samples, weights)
+
+
+def _products(
+    rows: Floats, count: int, weights: Callable[[int], npt.NDArray[np.integer]]
+) -> Floats:
+    """(count, K): random weights (size, N) times rows (N, K), a bounded number at a time."""
+    parts = [weights(size).astype(np.float64) @ rows for size in _sizes(count, len(rows))]
+    return np.concatenate(parts) if parts else np.zeros((0, rows.shape[1]))
+
+
+def _sizes(count: int, n: int) -> Iterator[int]:
+    step = max(1, _CELLS // n)
+    for start in range(0, count, step):
+        yield min(step, count - start)

@@ -1,0 +1,79 @@
+"""A stand-in for the model that is quick and sees its batch, and photos to give it."""
+
+import os
+from itertools import islice
+
+import numpy as np
+from PIL import Image
+
+from captioner import images
+from captioner.api import Caption, Failure
+from captioner.batch.run import run
+from captioner.batch.sinks import open_sink
+from captioner.batch.sources import open_sources
+from captioner.errors import ImageError
+
+
+class FakeCaptioner:
+    """Captions depend on the picture, scores also on the other pictures of the batch."""
+
+    def __init__(self, stop_after=None, on_batch=None):
+        self.read = 0
+        self.stop_after = stop_after
+        self.on_batch = on_batch
+
+    def stream(self, sources, *, batch_size=32, workers=None, **search):
+        sources = iter(sources)
+        while batch := list(islice(sources, batch_size)):
+            if self.on_batch:
+                self.on_batch()
+            self.read += len(batch)
+            together = float(sum(sum(os.fsencode(str(source))) for source in batch))
+            for source in batch:
+                if self.stop_after == 0:
+                    raise KeyboardInterrupt
+                if self.stop_after is not None:
+                    self.stop_after -= 1
+                try:
+                    images.open_image(source)
+                except ImageError as error:
+                    yield Failure(source, str(error))
+                else:
+                    yield self.caption(source, together)
+
+    def caption(self, source, score):
+        words = ["a", "photo"]
+        return Caption(
+            text=" ".join(words),
+            words=words,
+            log_probs=[-0.5, -0.25, -1.0],
+            score=score,
+            finished=True,
+            attention=np.full((2, 2, 2), 0.25, np.float32),
+            source=source,
+        )
+
+
+def make_photos(folder):
+    """Seven photos, the third of which is none."""
+    for number in range(7):
+        save(folder / f"{number}.png")
+    (folder / "2.png").write_bytes(b"nonsense")
+    return folder
+
+
+def save(path, colour="red"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (3, 2), colour).save(path)
+    return path
+
+
+def names(*paths, **options):
+    return [item.name for item in open_sources(map(str, paths), **options)]
+
+
+def caption_to(output, paths, *, mode="new", form=None, captioner=None, batch_size=3, **options):
+    """What the command does, without a model."""
+    sink = open_sink(str(output), form, mode=mode)
+    items = open_sources(map(str, paths))
+    return run(captioner or FakeCaptioner(), items, sink, batch_size=batch_size, **options)

@@ -1,0 +1,119 @@
+"""The commands other than ``caption``."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import MODEL
+from tiny_files import WORDS, environment, make_photos, save_model
+
+from captioner import __version__, arguments, cli
+from captioner.batch.sinks import FORMATS
+from captioner.models.captioner import CaptionModel
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """``photos/00.png`` to ``photos/04.png``, relative to the working directory."""
+    make_photos(tmp_path / "photos", 5)
+    monkeypatch.chdir(tmp_path)
+    return Path("photos")
+
+
+def test_help_is_quick_and_complete():
+    program = (
+        "import sys; from captioner.cli import main; status = main(['--help']);"
+        "heavy = {'torch', 'numpy', 'PIL', 'yaml', 'tqdm'} & set(sys.modules);"
+        "sys.exit(f'{status} {heavy}' if status or heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("caption", "train", "evaluate", "info"))
+
+
+def test_the_parser_offers_the_formats_of_the_sinks():
+    assert arguments.FORMATS == FORMATS
+
+
+def test_version_and_unknown_commands(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"captioner {__version__}\n"
+    assert cli.main([]) == 2
+    assert cli.main(["draw"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_info(model, capsys):
+    assert cli.main(["info", str(model)]) == 0
+    text = capsys.readouterr().out
+    for piece in (MODEL.encoder.name, "4 × 4", "additive 8", f"{len(WORDS) + 4} words", "cider"):
+        assert piece in text
+    assert cli.main(["info", str(model), "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["bytes"] == model.stat().st_size
+    assert info["parameters"] == sum(
+        tensor.numel() for tensor in CaptionModel(MODEL, len(WORDS) + 4).state_dict().values()
+    )
+    assert set(WORDS) < set(info["vocabulary"])
+    assert info["record"]["validation"] == {"cider": 0.5}
+    assert cli.main(["info", str(model.parent)]) == 2
+    assert capsys.readouterr().err.startswith("captioner: error: ")
+
+
+def captions_file(photos, path):
+    lines = [
+        {"image": str(photo), "captions": ["A dog runs.", "The red ball."], "split": "val"}
+        for photo in sorted(photos.glob("*.png"))
+    ]
+    Path(path).write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_evaluate(model, photos, capsys):
+    captions_file(photos, "captions.jsonl")
+    arguments = ["--captions", "captions.jsonl", "--images", ".", "--model", str(model)]
+    files = ["--json", "figures.json", "--results-out", "results.json"]
+    assert cli.main(["evaluate", *arguments, *files, "--split", "val", "--beam", "2"]) == 0
+    captured = capsys.readouterr()
+    assert "BLEU-4" in captured.out
+    assert captured.err == ""
+    assert json.loads(Path("figures.json").read_text())["photos"] == 5
+    assert len(json.loads(Path("results.json").read_text())) == 5
+    assert cli.main(["evaluate", *arguments, "--split", "test"]) == 2
+    assert "no split 'test'" in capsys.readouterr().err
+
+
+def test_train(photos, capsys, monkeypatch):
+    """Arguments and output only: the loop has tests of its own."""
+    from captioner.training import loop
+
+    class Trainer:
+        total_steps = 10
+
+        def __init__(self, config, *, resume):
+            self.config, self.step = config, 10 if resume else 4
+
+        def run(self):
+            logging.getLogger("captioner.training").info("epoch 1")
+            return {"cider": float(self.config.optim.epochs)}
+
+    monkeypatch.setattr(loop, "Trainer", Trainer)
+    Path("tiny.yaml").write_text("out: runs/tiny\n")
+    arguments = ["train", "tiny.yaml", "--resume", "optim.epochs=3", "seed=1"]
+    assert cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"out": "runs/tiny", "step": 10, "cider": 3.0}
+    assert captured.err == "captioner: epoch 1\n"
+    assert cli.main(["train", "tiny.yaml"]) == 130  # stopped before the end
+    assert cli.main(["train", "tiny.yaml", "optim.epoch=3"]) == 2
+    assert "did you mean 'epochs'" in capsys.readouterr().err
+    assert cli.main(["train", "none.yaml"]) == 2
