@@ -13,121 +13,38 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
 
+from captioner.caption import Caption, Failure, SentenceScore
 from captioner.checkpoint import Header, load_checkpoint
-from captioner.decoding.beam import BeamOptions, beam_search
-from captioner.decoding.stepper import Hypothesis
-from captioner.device import Precision, autocast, resolve_device
+from captioner.decoding.beam import beam_search
+from captioner.decoding.options import SearchOptions, search_options
+from captioner.decoding.sampling import photo_key, sample
+from captioner.decoding.stepper import Hypothesis, mean_map, mean_probability
+from captioner.device import Precision, autocast, resolve_device, trunk_autocast
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.images import ImageSource, open_image
+from captioner.models.encoder import Grid
+from captioner.models.folding import fold_batch_norms
 from captioner.parallel import map_ahead
 from captioner.text import Vocabulary, detokenize, tokenize
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from captioner.models.captioner import CaptionModel
 
+__all__ = ["DEFAULT_WEIGHTS", "Caption", "Captioner", "Failure", "SentenceScore"]
+
 _LANES = 4  # batches in work at once on a CPU; each holds its own activations in memory
-_Picture: TypeAlias = "tuple[ImageSource, np.ndarray | CaptionerError]"
+# A source and, for each model, the square it sees.
+_Picture: TypeAlias = "tuple[ImageSource, list[np.ndarray] | CaptionerError]"
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """A sentence about a picture, and where the model looked for each word.
-
-    Attributes:
-        text: The sentence.
-        words: Its T words.
-        log_probs: Natural logarithm of each word's probability, then of the sentence's end.
-        score: What the search ranked by: Σ ``log_probs`` over the length penalty.
-        finished: False if the sentence was cut at ``max_length``.
-        attention: (T, H, W) fp32; each map sums to 1 and covers the whole picture.
-        candidates: All sentences the search returned, best first, this one included.
-        source: The picture as it was given.
-    """
-
-    text: str
-    words: list[str]
-    log_probs: list[float]
-    score: float
-    finished: bool
-    attention: np.ndarray
-    source: ImageSource = field(repr=False)
-    candidates: tuple[Caption, ...] = field(default=(), repr=False)
-
-    def overlay(self, index: int, **options: Any) -> Image.Image:
-        """The picture with the attention of word ``index`` on it (see ``visualize.overlay``)."""
-        from captioner.visualize import overlay
-
-        return overlay(open_image(self.source), self.attention[index], **options)
-
-    def strip(self, **options: Any) -> Image.Image:
-        """The picture and one overlay per word, on one sheet (see ``visualize.word_strip``)."""
-        from captioner.visualize import word_strip
-
-        return word_strip(open_image(self.source), self.words, self.attention, **options)
-
-    def to_dict(self, *, attention: bool = False) -> dict[str, Any]:
-        """As plain JSON values; the maps only if asked for.
-
-        ``candidates`` appears when the search returned several sentences.
-        """
-        result: dict[str, Any] = {
-            "caption": self.text,
-            "score": round(self.score, 5),
-            "words": self.words,
-            "log_probs": [round(value, 5) for value in self.log_probs],
-            "finished": self.finished,
-        }
-        if len(self.candidates) > 1:
-            result["candidates"] = [
-                {"caption": other.text, "score": round(other.score, 5)} for other in self.candidates
-            ]
-        if attention:
-            result["attention"] = np.round(self.attention.astype(float), 5).tolist()
-        return result
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A picture that could not be captioned.
-
-    Attributes:
-        source: The picture as it was given.
-        error: Why, in one line.
-    """
-
-    source: ImageSource = field(repr=False)
-    error: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SentenceScore:
-    """How likely the model finds a given sentence.
-
-    Attributes:
-        words: Its T words, as the model reads them.
-        known: Whether each is in the vocabulary; one that is not counts as ``<unk>``.
-        log_probs: Natural logarithm of each word's probability, then of the sentence's end.
-        total: Their sum.
-        attention: (T, H, W): where the model would have looked for each word.
-    """
-
-    words: list[str]
-    known: list[bool]
-    log_probs: list[float]
-    total: float
-    attention: np.ndarray
 
 
 class Captioner:
@@ -153,7 +70,9 @@ class Captioner:
         self.vocabulary = header.vocabulary
         self.preprocess = header.preprocess
         self.model = model.eval().to(self.device)
-        self.model.encoder.backbone.to(memory_format=torch.channels_last)
+        encoder = self.model.encoder
+        encoder.backbone = fold_batch_norms(encoder.backbone, encoder.config.image_size)
+        encoder.backbone.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_pretrained(
@@ -220,18 +139,22 @@ class Captioner:
             batch_size: Pictures encoded and decoded together.
             workers: Threads that read; None takes one per CPU core, at most 8.
             on_error: ``yield`` gives a :class:`Failure` in the picture's place, ``raise`` raises.
-            **search: Fields of :class:`~captioner.decoding.beam.BeamOptions`: ``beam``,
-                ``num_captions``, ``max_length``, ``min_length``, ``length_penalty``.
+            **search: Fields of :class:`~captioner.decoding.options.SearchOptions`: ``beam``,
+                ``num_captions``, ``max_length``, ``length_penalty``, ``sample``, ...; and the words
+                ``ban`` and ``require`` of :func:`~captioner.decoding.options.search_options`.
 
         Yields:
             One result per picture, in order.
+
+        Raises:
+            ConfigError: Search options that are impossible or contradict each other.
         """
-        options = BeamOptions(**search)
+        options = search_options(self.vocabulary, **search)
         workers = workers or min(8, os.cpu_count() or 1)
 
         def read(source: ImageSource) -> _Picture:
             try:
-                return source, self.read(source)
+                return source, self._read(source)
             except CaptionerError as error:
                 return source, error
 
@@ -239,7 +162,7 @@ class Captioner:
         for batch, sentences in self._search_all(_batches(pictures, batch_size), options):
             found = iter(sentences)
             for source, picture in batch:
-                if isinstance(picture, np.ndarray):
+                if not isinstance(picture, CaptionerError):
                     yield self.caption(source, next(found))
                 elif on_error == "raise":
                     raise picture
@@ -247,7 +170,7 @@ class Captioner:
                     yield Failure(source, str(picture))
 
     def _search_all(
-        self, batches: Iterator[list[_Picture]], options: BeamOptions
+        self, batches: Iterator[list[_Picture]], options: SearchOptions
     ) -> Iterator[tuple[list[_Picture], list[list[Hypothesis]]]]:
         """Search batch after batch: each with the sentences of those of its photos that opened.
 
@@ -256,8 +179,9 @@ class Captioner:
         """
 
         def search(batch: list[_Picture]) -> tuple[list[_Picture], list[list[Hypothesis]]]:
-            pixels = [picture for _, picture in batch if isinstance(picture, np.ndarray)]
-            return batch, self.search(np.stack(pixels), options) if pixels else []
+            squares = [picture for _, picture in batch if not isinstance(picture, CaptionerError)]
+            pixels = [np.stack(each) for each in zip(*squares, strict=True)]  # one per model
+            return batch, self.search(pixels, options) if pixels else []
 
         threads = torch.get_num_threads()
         most = min(threads, _LANES) if self.device.type == "cpu" else 1
@@ -286,13 +210,46 @@ class Captioner:
         """
         return self.preprocess.to_uint8(open_image(source, shrink_to=self.preprocess.size))
 
+    @property
+    def members(self) -> tuple[Captioner, ...]:
+        """The models that caption together: this one (see :mod:`captioner.ensemble`)."""
+        return (self,)
+
+    def _read(self, source: ImageSource) -> list[np.ndarray]:
+        """Open a picture once and bring it to the square of each model."""
+        shapes = [member.preprocess for member in self.members]
+        image = open_image(source, shrink_to=max(shape.size for shape in shapes))
+        return [shape.to_uint8(image) for shape in shapes]
+
     @torch.no_grad()
-    def search(self, pixels: np.ndarray, options: BeamOptions) -> list[list[Hypothesis]]:
-        """Encode and decode a batch: (B, S, S, 3) uint8 -> per photo its best sentences."""
-        images = self.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
+    def search(
+        self, pixels: Sequence[np.ndarray], options: SearchOptions
+    ) -> list[list[Hypothesis]]:
+        """Encode and decode a batch: (B, S, S, 3) uint8 per model -> per photo its sentences."""
+        decoders = [member.model.decoder for member in self.members]
         with autocast(self.device, self.precision):
-            memory = self.model.remember(images)
-            return beam_search(self.model.decoder, memory, options)
+            memories = [
+                member.model.decoder.remember(member.encode(squares))
+                for member, squares in zip(self.members, pixels, strict=True)
+            ]
+            if options.sample:
+                keys = [photo_key(square.tobytes()) for square in pixels[0]]
+                found = sample(decoders, memories, options, keys)
+            else:
+                found = beam_search(decoders, memories, options)
+        if options.mbr:
+            from captioner.consensus import choose
+
+            found = [choose(sentences, options) for sentences in found]
+        return found
+
+    @torch.no_grad()
+    def encode(self, pixels: np.ndarray) -> Grid:
+        """Encode photos that :meth:`read` opened: (B, S, S, 3) uint8 -> features (B, L, D)."""
+        images = self.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
+        with trunk_autocast(self.device, self.precision):
+            grid: Grid = self.model.encoder(images)
+            return grid
 
     def caption(self, source: ImageSource, hypotheses: list[Hypothesis]) -> Caption:
         """Turn a photo's sentences, best first, into a :class:`Caption`."""
@@ -327,19 +284,22 @@ class Captioner:
         ids = self.vocabulary.encode(words)
         tokens = torch.tensor([[[Vocabulary.START, *ids, Vocabulary.END]]], device=self.device)
         lengths = torch.tensor([[len(ids) + 1]], device=self.device)
-        pixels = torch.from_numpy(self.read(image)[None]).to(self.device)
-        with autocast(self.device, self.precision):
-            memory = self.model.remember(self.preprocess.normalize(pixels))
-            result = self.model.decoder(memory, tokens, lengths)
-        log_probs = result.logits.float().log_softmax(-1)
-        chosen = log_probs.gather(1, result.targets[:, None]).squeeze(1).tolist()
-        maps = result.attention[0, 0, : len(words)].float().cpu()  # (T, L)
+        each, maps, sizes = [], [], []
+        for member, square in zip(self.members, self._read(image), strict=True):
+            with autocast(self.device, self.precision):
+                memory = member.model.decoder.remember(member.encode(square[None]))
+                result = member.model.decoder(memory, tokens, lengths)
+            each.append(result.logits.float().log_softmax(-1))
+            maps.append(result.attention[0, 0, : len(words)].float().cpu())  # (T, L)
+            sizes.append(memory.size)
+        log_probs = mean_probability(each)  # (T + 1, V)
+        chosen = log_probs.gather(1, tokens[0, 0, 1:, None]).squeeze(1).tolist()
         return SentenceScore(
             words=words,
             known=[word in self.vocabulary for word in words],
             log_probs=chosen,
             total=sum(chosen),
-            attention=maps.reshape(-1, *memory.size).numpy(),
+            attention=mean_map(maps, sizes).reshape(-1, *sizes[0]).numpy(),
         )
 
     def _grid(self) -> tuple[int, int]:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+from captioner.errors import ConfigError
 
 FORMATS = ("text", "jsonl", "csv", "json", "coco", "sidecar")
+_SEARCH = (
+    *("beam", "num_captions", "min_length", "max_length", "length_penalty", "no_repeat_ngram"),
+    *("groups", "sample", "temperature", "top_k", "top_p", "seed", "mbr"),
+)
+_WORDS = ("ban", "require")
 
 
 def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +38,30 @@ def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
     add("--errors", metavar="FILE", help="write failures here too: JSON Lines, itself a valid PATH")
     add("--fail-fast", action="store_true", help="stop at the first photo that fails")
     add("--workers", type=_positive, metavar="N", help="threads that read photos")
-    _add_model_arguments(parser)
+    _add_model_arguments(parser, several=True)
     add("--num-captions", type=_positive, metavar="N", help="captions per photo (1)")
-    add("--min-length", type=_positive, metavar="N", help="fewest words (1)")
-    add("--max-length", type=_positive, metavar="N", help="most words (24)")
-    add("--length-penalty", type=float, metavar="A", help="above 0 favours longer captions (0)")
+    _add_length_arguments(parser)
+    add("--no-repeat-ngram", type=_positive, metavar="N", help="no N words in a row occur twice")
+    add("--ban", action="append", metavar="WORD", help="never say this word; repeatable")
+    add("--require", action="append", metavar="WORD", help="always say this word; repeatable")
+    add(
+        "--diverse",
+        dest="groups",
+        type=_positive,
+        metavar="G",
+        help="search in G groups of beams that avoid each other's words",
+    )
+    add("--sample", action="store_true", default=None, help="draw words by their probability")
+    add("--temperature", type=float, metavar="T", help="below 1 draws likely words more often (1)")
+    add("--top-k", type=_positive, metavar="K", help="draw among the K likeliest words")
+    add("--top-p", type=float, metavar="P", help="draw among the likeliest words of probability P")
+    add("--seed", type=int, metavar="N", help="of the draws (0); a photo's are its own")
+    add(
+        "--mbr",
+        type=_positive,
+        metavar="N",
+        help="of N sentences, take the one that agrees most with the others (by CIDEr-D)",
+    )
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,9 +92,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--results-out", metavar="FILE", help="write the captions here, as COCO results JSON")
     add("--report", metavar="DIR", help="write a page to look at here: DIR/index.html")
     _add_model_arguments(parser)
-    add("--min-length", type=_positive, metavar="N", help="fewest words (1)")
-    add("--max-length", type=_positive, metavar="N", help="most words (24)")
-    add("--length-penalty", type=float, metavar="A", help="above 0 favours longer captions (0)")
+    _add_length_arguments(parser)
 
 
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,14 +117,59 @@ def _add_reference_arguments(parser: argparse.ArgumentParser, required: bool) ->
     add("--split", metavar="NAME", help="only this split of the file")
 
 
-def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add = parser.add_argument
-    add("-m", "--model", metavar="FILE", help="default: the shipped model")
+    if several:
+        text = "default: the shipped model; given several times, the models caption together"
+        add("-m", "--model", action="append", metavar="FILE", help=text)
+    else:
+        add("-m", "--model", metavar="FILE", help="default: the shipped model")
     add("--beam", type=_positive, metavar="K", help="beam width (3); 1 is greedy")
     add("--batch-size", type=_positive, default=32, metavar="N", help="photos at a time (32)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     add("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def _add_length_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--min-length", type=_positive, metavar="N", help="fewest words (1)")
+    add("--max-length", type=_positive, metavar="N", help="most words (24)")
+    add(
+        "--length-penalty",
+        type=_penalty,
+        metavar="A",
+        help="above 0 favours longer captions (0); or 'average': by the mean over the words",
+    )
+
+
+def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The search options that were given, checked together.
+
+    Raises:
+        ConfigError: They contradict each other.
+    """
+    from captioner.decoding.options import SearchOptions
+
+    given = {name: getattr(arguments, name, None) for name in (*_SEARCH, *_WORDS)}
+    options = {name: value for name, value in given.items() if value is not None}
+    wanted = max(options.get("num_captions", 1), options.get("mbr", 1))
+    if options.get("sample"):
+        if "beam" in options:
+            raise ConfigError("--beam and --sample are two ways to search: choose one")
+    elif "beam" not in options:
+        groups = options.get("groups", 1)
+        options["beam"] = -(-max(3, wanted) // groups) * groups  # shared evenly
+    elif wanted > options["beam"]:
+        option = "mbr" if wanted == options.get("mbr") else "num-captions"
+        raise ConfigError(f"--{option} {wanted} needs --beam {wanted} or more")
+    SearchOptions(**{name: value for name, value in options.items() if name not in _WORDS})
+    return options
+
+
+def _penalty(text: str) -> float | str:
+    """A number, or ``average``."""
+    return text if text == "average" else float(text)
 
 
 def _positive(text: str) -> int:
@@ -110,4 +180,5 @@ def _positive(text: str) -> int:
     return value
 
 
+_penalty.__name__ = "number"
 _positive.__name__ = "whole number"  # argparse: "invalid whole number value: 'x'"

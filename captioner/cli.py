@@ -22,6 +22,7 @@ from captioner.arguments import (
     add_caption_arguments,
     add_compare_arguments,
     add_evaluate_arguments,
+    search_options,
 )
 from captioner.errors import CaptionerError, ConfigError
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from captioner.api import Caption, Captioner
     from captioner.batch.rowfile import Mode
     from captioner.data.examples import Example
-
-_SEARCH = ("beam", "num_captions", "min_length", "max_length", "length_penalty")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +76,7 @@ def _caption(arguments: argparse.Namespace) -> int:
     from captioner.batch.sources import count_photos, open_sources
     from captioner.batch.strips import StripFolder
 
-    search = _search_options(arguments)
+    search = search_options(arguments)
     _check_outputs(arguments)
     mode: Mode = "new"
     if arguments.resume or arguments.overwrite:
@@ -152,7 +151,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     """Score a model, or captions that exist already."""
     if arguments.results is not None:
         return _evaluate_results(arguments)
-    search = _search_options(arguments)
+    search = search_options(arguments)
 
     from captioner.data.splits import read_captions
 
@@ -264,11 +263,16 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> Captioner:
+    options = {"device": arguments.device, "precision": arguments.precision}
+    paths = arguments.model if isinstance(arguments.model, list) else [arguments.model]
+    if len(paths) > 1:
+        from captioner.ensemble import Ensemble
+
+        return Ensemble.load(paths, **options)
+
     from captioner.api import Captioner
 
-    return Captioner.from_pretrained(
-        arguments.model, device=arguments.device, precision=arguments.precision
-    )
+    return Captioner.from_pretrained(paths[0], **options)
 
 
 def _training_captions(path: str | None) -> frozenset[tuple[str, ...]] | None:
@@ -280,21 +284,6 @@ def _training_captions(path: str | None) -> frozenset[tuple[str, ...]] | None:
 
     examples = read_captions(path, missing="ignore")
     return training_captions(caption for example in examples for caption in example.captions)
-
-
-def _search_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The search options that were given, checked together."""
-    given = {name: getattr(arguments, name, None) for name in _SEARCH}
-    options = {name: value for name, value in given.items() if value is not None}
-    wanted = options.get("num_captions", 1)
-    if "beam" not in options:
-        options["beam"] = max(3, wanted)
-    if wanted > options["beam"]:
-        raise ConfigError(f"--num-captions {wanted} needs --beam {wanted} or more")
-    shortest, longest = options.get("min_length", 1), options.get("max_length", 24)
-    if shortest > longest:
-        raise ConfigError(f"--min-length {shortest} is above --max-length {longest}")
-    return options
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

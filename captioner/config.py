@@ -199,6 +199,25 @@ class Config:
 
 T = TypeVar("T")
 
+_INFINITY = float("inf")
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("image_size", "grid", "width", "refine_heads", "size", "heads", "embedding", "hidden"),
+        (1, _INFINITY),
+    ),
+    **dict.fromkeys(
+        ("min_count", "max_length", "batch_size", "captions_per_image", "limit"), (1, _INFINITY)
+    ),
+    **dict.fromkeys(("epochs", "every", "beam"), (1, _INFINITY)),
+    **dict.fromkeys(("refine_layers", "trainable_stages", "workers", "seed"), (0, _INFINITY)),
+    **dict.fromkeys(("coverage", "entropy", "weight_decay", "warmup"), (0, _INFINITY)),
+    **dict.fromkeys(("learning_rate", "encoder_learning_rate", "clip"), (0, _INFINITY)),
+    **dict.fromkeys(("dropout", "label_smoothing"), (0, 0.99)),
+    "entropy_target": (0, 1),
+    "ema": (0, 0.999999),
+}
+"""Smallest and largest value of a key, by its last name."""
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Turn a configuration into plain dicts, lists and scalars, ready for YAML or JSON."""
@@ -233,6 +252,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
             raise ConfigError(f"unknown key {_join(where, key)!r}; {hint}")
     made = {k: _convert(hints[k], v, _join(where, k)) for k, v in values.items()}
+    for key, value in made.items():
+        _check_range(key, value, _join(where, key))
     try:
         return cls(**made)
     except TypeError as error:  # a required key is absent
@@ -308,3 +329,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ConfigError(f"{where} must be {hint.__name__}; got {value!r}")
+
+
+def _check_range(name: str, value: Any, where: str) -> None:
+    low, high = _RANGES.get(name, (-_INFINITY, _INFINITY))
+    if isinstance(value, (int, float)) and not low <= value <= high:
+        limits = f"at least {low:g}" if high == _INFINITY else f"from {low:g} to {high:g}"
+        raise ConfigError(f"{where} must be {limits}; got {value!r}")

@@ -1,5 +1,6 @@
 """What all tests share: two threads, the data folder, a tiny model."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -29,3 +30,12 @@ def tiny_model():
     model = CaptionModel(MODEL, 30)
     shake(model.decoder, 0.3)
     return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logging():
+    """What a test of the command line sets up for logging ends with the test."""
+    yield
+    logger = logging.getLogger("captioner")
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tiny import FEATURES, SIDE, make_captions, make_decoder, make_grid
 
 from captioner.config import AttentionConfig
-from captioner.decoding.beam import BeamOptions, beam_search
+from captioner.decoding.beam import beam_search
 from captioner.decoding.greedy import greedy_search
+from captioner.decoding.options import SearchOptions
 from captioner.errors import ConfigError
 from captioner.models.additive import additive_score
 from captioner.models.attention import Attention
@@ -161,8 +162,8 @@ def test_keys_are_computed_once(kind):
     assert len(calls) == 1
     memory = decoder.remember(make_grid(2))
     calls.clear()
-    greedy_search(decoder, memory, min_length=4)
-    beam_search(decoder, memory, BeamOptions(beam=3, min_length=4))
+    greedy_search(decoder, memory, SearchOptions(min_length=4))
+    beam_search(decoder, memory, SearchOptions(beam=3, min_length=4))
     assert not calls
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from tiny import SPECIALS, make_decoder, make_grid
 
-from captioner.decoding.beam import BeamOptions, beam_search
+from captioner.decoding.beam import beam_search
 from captioner.decoding.greedy import greedy_search
+from captioner.decoding.options import SearchOptions
 from captioner.decoding.stepper import Stepper
+from captioner.errors import ConfigError
 from captioner.models.attention import Memory
 from captioner.models.decoder import State, Step
 from captioner.text import Vocabulary
@@ -55,8 +57,8 @@ def assert_same(found, expected):
 def test_a_beam_of_one_is_greedy(seed, min_length):
     decoder = make_decoder(20, seed=seed)
     memory = decoder.remember(make_grid(8, seed))
-    options = BeamOptions(beam=1, max_length=9, min_length=min_length)
-    greedy = greedy_search(decoder, memory, max_length=9, min_length=min_length)
+    options = SearchOptions(beam=1, max_length=9, min_length=min_length)
+    greedy = greedy_search(decoder, memory, options)
     for (found,), expected in zip(beam_search(decoder, memory, options), greedy, strict=True):
         assert_same([found], [expected])
         assert found.log_probs == pytest.approx(expected.log_probs, abs=1e-5)
@@ -78,7 +80,7 @@ def test_a_full_beam_equals_brute_force(seed, min_length, penalty):
         for length in range(min_length, 4)
         for words in itertools.product(range(len(SPECIALS), 7), repeat=length)
     ]
-    options = BeamOptions(
+    options = SearchOptions(
         beam=27 * 4,
         num_captions=len(sentences),
         max_length=3,
@@ -137,7 +139,7 @@ def test_a_narrow_beam_equals_the_textbook(seed, width, penalty):
     decoder = with_end_bias(make_decoder(10, seed=seed), 0.7)
     memory = decoder.remember(make_grid(4, seed))
     for num_captions in (1, width):
-        options = BeamOptions(
+        options = SearchOptions(
             beam=width, num_captions=num_captions, max_length=6, length_penalty=penalty
         )
         for index, found in enumerate(beam_search(decoder, memory, options)):
@@ -170,16 +172,15 @@ class Bigrams:
     [
         (3.0, 0.4, 0.2, [4, 5, 6, 7]),  # five tokens later the unlikely beginning has paid off
         (0.0, 0.4, 0.2, []),
-        (-1.0, 0.3, 0.6, [4, 5, 6, 7]),  # and each further token costs, but not that much
-        (-1.0, 0.5, 0.5, []),
+        (-1.0, 0.15, 0.5, [4, 5, 6, 7]),  # here each further token costs, but not that much
+        (-1.0, 0.4, 0.5, []),
     ],
 )
 def test_the_early_stop_waits_for_what_can_still_win(penalty, short, long, expected):
-    decoder = Bigrams(
-        {Vocabulary.START: {END: short, 4: long}, 4: {5: 1}, 5: {6: 1}, 6: {7: 1}, 7: {END: 1}}
-    )
+    first = {END: short, 4: long, Vocabulary.UNK: 1 - short - long}
+    decoder = Bigrams({Vocabulary.START: first, 4: {5: 1}, 5: {6: 1}, 6: {7: 1}, 7: {END: 1}})
     grid = make_grid(1)
-    options = BeamOptions(beam=2, min_length=0, max_length=24, length_penalty=penalty)
+    options = SearchOptions(beam=2, min_length=0, max_length=24, length_penalty=penalty)
     ((found,),) = beam_search(decoder, Memory(grid.features, grid.features, grid.size), options)
     assert found.words == expected
     score = math.log(long if expected else short) / ((5 + len(expected) + 1) / 6) ** penalty
@@ -199,7 +200,7 @@ def test_company_changes_nothing(beam, monkeypatch):
     left = []
     keep = Stepper.keep
     monkeypatch.setattr(Stepper, "keep", lambda self, stay: (left.append(1), keep(self, stay))[1])
-    options = BeamOptions(beam=beam, num_captions=beam, max_length=12)
+    options = SearchOptions(beam=beam, num_captions=beam, max_length=12)
     together = beam_search(decoder, memory, options)
     assert left, "no photo left the batch early: the test tests nothing"
     assert len({len(found[0].words) for found in together}) > 2
@@ -216,10 +217,14 @@ def test_company_changes_nothing(beam, monkeypatch):
 
 def test_company_changes_nothing_for_greedy():
     decoder, memory = varied()
-    together = greedy_search(decoder, memory, max_length=12)
+    options = SearchOptions(max_length=12)
+    together = greedy_search(decoder, memory, options)
     assert len({len(found.words) for found in together}) > 1
     for index in range(9):
-        assert_same(greedy_search(decoder, photo(memory, index), max_length=12), [together[index]])
+        assert_same(
+            greedy_search(decoder, photo(memory, index), SearchOptions(max_length=12)),
+            [together[index]],
+        )
 
 
 @pytest.mark.parametrize("num_captions", [1, 3])
@@ -227,7 +232,7 @@ def test_company_changes_nothing_for_greedy():
 def test_no_beam_finishes(num_captions, penalty):
     decoder = with_end_bias(make_decoder(12), -math.inf)
     memory = decoder.remember(make_grid(3))
-    options = BeamOptions(beam=3, num_captions=num_captions, max_length=5, length_penalty=penalty)
+    options = SearchOptions(beam=3, num_captions=num_captions, max_length=5, length_penalty=penalty)
     for index, found in enumerate(beam_search(decoder, memory, options)):
         assert len(found) == num_captions
         for hypothesis in found:
@@ -242,7 +247,7 @@ def test_no_beam_finishes(num_captions, penalty):
             assert hypothesis.score == pytest.approx(expected, abs=1e-4)
         scores = [hypothesis.score for hypothesis in found]
         assert scores == sorted(scores, reverse=True)
-    for hypothesis in greedy_search(decoder, memory, max_length=5):
+    for hypothesis in greedy_search(decoder, memory, SearchOptions(max_length=5)):
         assert not hypothesis.finished
         assert len(hypothesis.words) == len(hypothesis.log_probs) == len(hypothesis.attention) == 5
 
@@ -251,7 +256,7 @@ def test_too_few_finish():
     """Finished sentences come first, the best unfinished ones fill up; none comes twice."""
     decoder, memory = varied()
     with_end_bias(decoder, -1.0)
-    options = BeamOptions(beam=6, num_captions=6, max_length=5)
+    options = SearchOptions(beam=6, num_captions=6, max_length=5)
     mixed = 0
     for found in beam_search(decoder, memory, options):
         assert 1 <= len(found) <= 6
@@ -269,9 +274,9 @@ def test_specials_are_never_produced(search):
         decoder.project.bias[list(BANNED)] += 50
     memory = decoder.remember(make_grid(4))
     if search == "greedy":
-        found = greedy_search(decoder, memory, max_length=8)
+        found = greedy_search(decoder, memory, SearchOptions(max_length=8))
     else:
-        options = BeamOptions(beam=3, num_captions=3, max_length=8)
+        options = SearchOptions(beam=3, num_captions=3, max_length=8)
         found = [h for hypotheses in beam_search(decoder, memory, options) for h in hypotheses]
     assert found
     for hypothesis in found:
@@ -288,7 +293,7 @@ def test_more_words_can_be_banned_and_unk_allowed():
     words = {
         word
         for banned in [(Vocabulary.PAD, Vocabulary.START, 7)]
-        for (found,) in beam_search(decoder, memory, BeamOptions(banned=banned, max_length=6))
+        for (found,) in beam_search(decoder, memory, SearchOptions(banned=banned, max_length=6))
         for word in found.words
     }
     assert Vocabulary.UNK in words
@@ -303,7 +308,7 @@ def test_scores_and_maps_are_those_of_the_sentence(kind, penalty):
         make_decoder(16, spread=0.7, attention={"kind": kind}, deep_output=True), 0.4
     )
     memory = decoder.remember(make_grid(6))
-    options = BeamOptions(beam=4, num_captions=4, max_length=8, length_penalty=penalty)
+    options = SearchOptions(beam=4, num_captions=4, max_length=8, length_penalty=penalty)
     for index, found in enumerate(beam_search(decoder, memory, options)):
         assert len({tuple(h.words) for h in found}) == len(found)
         scores = [h.score for h in found if h.finished]
@@ -322,21 +327,20 @@ def test_length_penalty_makes_sentences_longer():
     decoder, memory = varied()
 
     def mean_length(penalty):
-        options = BeamOptions(beam=4, max_length=12, length_penalty=penalty)
+        options = SearchOptions(beam=4, max_length=12, length_penalty=penalty)
         return sum(len(found[0].words) for found in beam_search(decoder, memory, options)) / 9
 
     assert mean_length(-2.0) < mean_length(4.0)
 
 
-def test_num_captions_is_at_most_the_beam():
-    decoder, memory = varied()
-    for found in beam_search(decoder, memory, BeamOptions(beam=2, num_captions=9)):
-        assert len(found) == 2
+def test_more_captions_than_beams_are_refused():
+    with pytest.raises(ConfigError, match="need beam 9"):
+        SearchOptions(beam=2, num_captions=9)
 
 
 def test_memory_is_left_alone():
     decoder, memory = varied()
     before = Memory(memory.values.clone(), memory.keys.clone(), memory.size)
-    beam_search(decoder, memory, BeamOptions(beam=3))
+    beam_search(decoder, memory, SearchOptions(beam=3))
     assert torch.equal(memory.values, before.values)
     assert torch.equal(memory.keys, before.keys)

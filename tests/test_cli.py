@@ -133,6 +133,11 @@ def test_wrong_usage(caption, photos, capsys):
         [photos, "--resume", "--overwrite"],
         [photos, "--beam", "2", "--num-captions", "3"],
         [photos, "--beam", "0"],
+        [photos, "--sample", "--beam", "2"],
+        [photos, "--top-k", "5"],
+        [photos, "--sample", "--diverse", "2"],
+        [photos, "--mbr", "4", "--beam", "3"],
+        [photos, "--length-penalty", "long"],
         [photos, "--min-length", "9", "--max-length", "3"],
         [photos, "--format", "yaml"],
         [photos, "--format", "sidecar", "-o", "x.txt"],
@@ -200,7 +205,7 @@ def test_ctrl_c_says_how_to_go_on(caption, photos, monkeypatch):
     real = Captioner.search
 
     def search(self, pixels, options):
-        if len(pixels) == 1:  # the last of the five
+        if len(pixels[0]) == 1:  # the last of the five
             raise KeyboardInterrupt
         return real(self, pixels, options)
 

@@ -17,6 +17,8 @@ VARIANTS = {
     "see_word": {"attention": {"see_word": True}},
     "sparsemax": {"attention": {"normalizer": "sparsemax"}},
     "entmax15": {"attention": {"normalizer": "entmax15", "kind": "multi_head"}},
+    "smooth": {"attention": {"smooth": True}},
+    "smooth_heads": {"attention": {"smooth": True, "kind": "multi_head"}},
     "no_gate": {"gate": "off"},
     "channel_gate": {"gate": "channel"},
     "deep_output": {"deep_output": True},
@@ -162,6 +164,30 @@ def test_order_of_the_rows_changes_nothing(options):
     # 6 steps: column 0 and 1 live for 6, column 2 for one.
     assert costs[sorted_rows] == 6 + 6 + 1
     assert costs[2, 1, 0] == 3 * 6
+
+
+@variants
+def test_order_of_the_photos_changes_nothing(options):
+    """The photo with the longest caption first lets the others leave."""
+    decoder = make_decoder(**options)
+    logits, result, captions = teacher_forced(decoder)
+    features, lengths = make_grid(3).features, torch.tensor(LENGTHS)
+    cost = []
+    decoder.attention.query.register_forward_pre_hook(
+        lambda _m, inputs: cost.append(inputs[0].shape[0] * inputs[0].shape[1])
+    )
+    costs = {}
+    for order in itertools.permutations(range(3)):
+        cost.clear()
+        order = list(order)
+        memory = decoder.remember(Grid(features[order], (3, 3)))
+        again = decoder(memory, captions[order], lengths[order])
+        costs[tuple(order)] = sum(cost)
+        torch.testing.assert_close(again.logits, logits[order][result.mask[order]])
+        torch.testing.assert_close(again.attention, result.attention[order])
+    # Columns 3, 2, 2, 2, 2, 2 over the steps; photos with 6, 5 and 2 of them.
+    assert costs[1, 0, 2] == 3 * 3 + 3 * 2 + 2 * 2 + 2 * 2 + 2 * 2 + 1 * 2
+    assert costs[1, 0, 2] < costs[2, 1, 0]
 
 
 @variants

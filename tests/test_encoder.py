@@ -73,6 +73,17 @@ def test_the_finest_stride_gives_the_grid(name, strides, side):
     assert [stage.shape[-1] for stage in encoder.extract(photos())] == [SIZE // s for s in strides]
 
 
+def test_the_grid_is_the_one_that_was_promised_without_padding():
+    """The convolutions of SqueezeNet do not pad: 13 cells of 224 pixels, not 14."""
+    config = EncoderConfig(
+        name="torchvision/squeezenet1_1", pretrained=False, strides=(16,), width=8
+    )
+    encoder = Encoder(config).eval()
+    images = torch.zeros(1, 3, 224, 224)
+    assert encoder.extract(images)[0].shape[-1] == 13
+    assert encoder(images).size == encoder.grid_size == (14, 14)
+
+
 def test_raw_features_of_one_stage():
     encoder = make(strides=(32,), width=None).eval()
     assert encoder.feature_size == 576

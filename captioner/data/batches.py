@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -251,10 +252,16 @@ def make_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        worker_init_fn=_ignore_interrupt,
         # The loader draws a seed per epoch: not from the generator that dropout uses, or a resumed
         # training would differ from an uninterrupted one.
         generator=torch.Generator(),
     )
+
+
+def _ignore_interrupt(_worker: int) -> None:
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _EncodedCaptions:

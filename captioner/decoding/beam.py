@@ -5,235 +5,190 @@ that end the sentence join the photo's pool of finished sentences; the best K th
 A photo is done when nothing live can still enter the n best of its pool (an exact bound, also
 under a length penalty), and then leaves the batch.
 
-Shapes: B photos still searched, K beams, V vocabulary, T words so far, L locations.
+With diverse groups (Vijayakumar et al. 2016) each photo has G such searches of K / G beams. In the
+choice of words, a word loses ``diversity`` for every beam of an earlier group that goes on with it
+at the same place; sums and scores stay the model's own.
+
+Required words make C + 1 banks of K beams, by how many of them a sentence has (grid beam search,
+Hokamp and Liu 2017, with the banks of Post and Vilar 2018): a sentence competes within its bank
+only, and may end in the last one only.
+
+Shapes: B photos still searched, S = B·G searches, R live beams of a search, K beams, V vocabulary,
+T words so far, L locations, M chosen continuations of a search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captioner.decoding.greedy import SPECIALS
-from captioner.decoding.stepper import Hypothesis, Stepper
-from captioner.models.attention import Memory
-from captioner.models.decoder import Decoder
+from captioner.decoding.beams import Beams, Results
+from captioner.decoding.constraints import check_vocabulary, constrain, missing_words
+from captioner.decoding.options import SearchOptions
+from captioner.decoding.stepper import Decoders, Hypothesis, Memories, Stepper
 from captioner.text import Vocabulary
-
-
-@dataclass(frozen=True, kw_only=True)
-class BeamOptions:
-    """How to search.
-
-    Attributes:
-        beam: K, beams per photo.
-        num_captions: How many sentences to return per photo, at most K.
-        max_length: Most words of a sentence.
-        min_length: Fewest words of a sentence.
-        length_penalty: α of the score log P / ((5 + n) / 6)^α over n tokens with END
-            (Wu et al. 2016, Eq. 14); 0 ranks by plain probability, larger values favour
-            longer sentences.
-        banned: Ids that are never produced.
-    """
-
-    beam: int = 3
-    num_captions: int = 1
-    max_length: int = 24
-    min_length: int = 1
-    length_penalty: float = 0.0
-    banned: Sequence[int] = SPECIALS
-
-    def divisor(self, tokens: int) -> float:
-        """The length penalty of a sentence of so many tokens."""
-        return float(((5 + tokens) / 6) ** self.length_penalty)
-
-
-@dataclass
-class _Beams:
-    """Sentences of B photos, K each; -inf marks an empty place.
-
-    Attributes:
-        totals: (B, K) summed log-probabilities, or scores in the pool.
-        words: (B, K, T) ids.
-        log_probs: (B, K, T).
-        maps: (B, K, T, L).
-    """
-
-    totals: Tensor
-    words: Tensor
-    log_probs: Tensor
-    maps: Tensor
-
-    def take(self, index: Tensor) -> _Beams:
-        """Choose sentences of each photo: index (B, K')."""
-        rows = torch.arange(index.shape[0], device=index.device)[:, None]
-        return _Beams(*(getattr(self, name)[rows, index] for name in _FIELDS))
-
-    def photos(self, index: Tensor) -> _Beams:
-        """Choose photos: index (B',)."""
-        return _Beams(*(getattr(self, name)[index] for name in _FIELDS))
-
-    def extended(self, totals: Tensor, words: Tensor, log_probs: Tensor, maps: Tensor) -> _Beams:
-        """Every sentence with one more word: (B, K) each, maps (B, K, L)."""
-        return _Beams(
-            totals,
-            torch.cat((self.words, words[..., None]), -1),
-            torch.cat((self.log_probs, log_probs[..., None]), -1),
-            torch.cat((self.maps, maps[:, :, None]), 2),
-        )
-
-    def joined(self, other: _Beams) -> _Beams:
-        """Both sets of sentences; the shorter ones of self are padded: (B, K + K')."""
-        extra = other.words.shape[-1] - self.words.shape[-1]
-        return _Beams(
-            torch.cat((self.totals, other.totals), 1),
-            torch.cat((F.pad(self.words, (0, extra)), other.words), 1),
-            torch.cat((F.pad(self.log_probs, (0, extra)), other.log_probs), 1),
-            torch.cat((F.pad(self.maps, (0, 0, 0, extra)), other.maps), 1),
-        )
-
-
-_FIELDS = ("totals", "words", "log_probs", "maps")
-
-
-def _blank(batch: int, beams: int, locations: int, total: float, device: torch.device) -> _Beams:
-    """Sentences without a word."""
-    return _Beams(
-        torch.full((batch, beams), total, device=device),
-        torch.zeros(batch, beams, 0, dtype=torch.long, device=device),
-        torch.zeros(batch, beams, 0, device=device),
-        torch.zeros(batch, beams, 0, locations, device=device),
-    )
 
 
 @torch.no_grad()
 def beam_search(
-    decoder: Decoder, memory: Memory, options: BeamOptions | None = None
+    decoder: Decoders, memory: Memories, options: SearchOptions | None = None
 ) -> list[list[Hypothesis]]:
     """Search for the best sentences of every photo.
 
     Args:
-        decoder: In ``eval()``.
-        memory: Of the B photos.
+        decoder: In ``eval()``; several decode together.
+        memory: Of the B photos; one per decoder if there are several.
         options: How to search.
 
     Returns:
-        For each photo its best sentences, best first: at most ``num_captions``, at least one. Where
-        fewer ended within ``max_length``, the best unfinished ones follow with ``finished=False``.
+        For each photo its best sentences, best first: at most ``options.candidates``, at least
+        one. Where fewer ended within ``max_length``, the best unfinished ones follow with
+        ``finished=False``. Of diverse groups the best of each come first, then the second best;
+        a sentence that several groups found comes once.
+
+    Raises:
+        ConfigError: The options do not fit the vocabulary.
     """
-    options = options or BeamOptions()
-    options = replace(options, num_captions=min(options.num_captions, options.beam))
-    batch, locations = memory.values.shape[0], memory.values.shape[1]
-    width, device = options.beam, memory.values.device
-    stepper = Stepper(decoder, memory, 1, options.banned)  # one beam until there is a word
-    live = _blank(batch, 1, locations, 0.0, device)
-    pool = _blank(batch, width, locations, -torch.inf, device)
-    photos = torch.arange(batch, device=device)
-    results: list[list[Hypothesis]] = [[] for _ in range(batch)]
-    words = torch.full((batch, 1), Vocabulary.START, device=device)
+    options = options or SearchOptions()
+    groups, width = options.groups, options.width
+    # A group need not be done while its sentences, if among the returned ones, can get better.
+    needed = options.candidates if groups == 1 else width
+    stepper = Stepper(decoder, memory, groups)  # one beam per search until there is a word
+    device = stepper.device
+    searches = stepper.photos * groups
+    live = Beams.blank(searches, 1, stepper.locations, 0.0, device)
+    pool = Beams.blank(searches, width, stepper.locations, -torch.inf, device)
+    photos = torch.arange(stepper.photos, device=device)
+    results = Results(stepper.photos, options)
+    words = torch.full((searches, 1), Vocabulary.START, device=device)
+    can_stick = False
     for length in range(options.max_length + 1):
-        log_probs, maps = stepper.step(words)  # (B, K, V), (B, K, L)
-        if length < options.min_length:
-            log_probs[..., Vocabulary.END] = -torch.inf
-        chosen = _best_continuations(live.totals, log_probs, width)
-        ends = chosen.words == Vocabulary.END
-        after = live.take(chosen.parents).extended(
-            chosen.totals,
-            chosen.words,
-            chosen.log_probs,
-            _gather_maps(maps, chosen.parents),
+        log_probs, maps = stepper.step(words.reshape(len(photos), -1))
+        if length == 0:
+            can_stick = check_vocabulary(options, log_probs.shape[-1])
+        beams = words.shape[1]
+        log_probs = log_probs.view(-1, beams, log_probs.shape[-1])  # (S, R, V)
+        log_probs = constrain(live.words, log_probs, options)
+        totals = live.totals[..., None] + log_probs
+        chosen = _choose(totals, live.words, options)
+        parents = chosen.places // totals.shape[-1]  # (S, M)
+        words = chosen.places % totals.shape[-1]
+        after = live.take(parents).extended(
+            chosen.scores if options.groups == 1 else totals.flatten(1).gather(1, chosen.places),
+            words,
+            log_probs.flatten(1).gather(1, chosen.places),
+            _gather_maps(maps.view(-1, beams, maps.shape[-1]), parents),
         )
-        # Only an end among the best K is one that a K-wide search would have chosen.
-        places = torch.arange(ends.shape[1], device=device)
-        finished = ends & (places < width)
         scores = after.totals / options.divisor(length + 1)
-        after.totals = torch.where(finished, scores, -torch.inf)
-        pool = pool.joined(after)
+        ended = replace(after, totals=scores.masked_fill(~chosen.finished, -torch.inf))
+        pool = pool.joined(ended)
         pool = pool.take(pool.totals.topk(width, 1).indices)
         if length == options.max_length:
             break
-        after.totals = chosen.totals.masked_fill(ends, -torch.inf)
-        best = after.totals.topk(min(width, ends.shape[1]), 1).indices  # (B, K)
-        live = after.take(best)
-        parents = chosen.parents.gather(1, best)
+        before = live
+        after.totals = after.totals.masked_fill(words == Vocabulary.END, -torch.inf)
+        live = after.take(chosen.live)  # (S, R')
+        parents = parents.gather(1, chosen.live)
         words = live.words[..., -1]
-        done = _is_done(live, pool, length + 1, options)  # (B,)
+        if can_stick:
+            results.rescue(photos, before, live)
+        # A photo is done when all its searches are; log P can only fall, and is divided by most.
+        bound = live.totals.amax(1) / options.largest_divisor(length + 1)
+        done = (pool.totals[:, needed - 1] >= bound).view(-1, groups).all(1)  # (B,)
+        if groups > 1:  # two may have found the same sentence: what is half done is no substitute
+            live.totals = live.totals.masked_fill(
+                done.repeat_interleave(groups)[:, None], -torch.inf
+            )
         count = int(done.sum())
         if count == len(photos):
             break
-        stepper.reorder(parents)
+        if groups > 1:  # the rows of a photo's searches lie side by side
+            offsets = beams * (torch.arange(len(parents), device=device) % groups)
+            parents = parents + offsets[:, None]
+        stepper.reorder(parents.view(len(photos), -1))
         if count * 4 >= len(photos):  # leaving costs a copy of the memory: go in groups
-            _collect(results, photos[done], pool.photos(done), live.photos(done), options)
+            results.collect(photos[done], pool.photos(done, groups), live.photos(done, groups))
             stay = (~done).nonzero().squeeze(1)
             stepper.keep(stay)
-            photos, words = photos[stay], words[stay]
-            live, pool = live.photos(stay), pool.photos(stay)
-    _collect(results, photos, pool, live, options)
-    return results
+            photos = photos[stay]
+            live, pool = live.photos(stay, groups), pool.photos(stay, groups)
+            words = live.words[..., -1]
+    results.collect(photos, pool, live)
+    return results.sentences
 
 
-@dataclass
-class _Continuations:
-    """The best 2K continuations of each photo, best first: (B, 2K) each."""
+class _Choice(NamedTuple):
+    """The M continuations of each search that are chosen, best first in each bank.
 
-    totals: Tensor
-    words: Tensor
-    log_probs: Tensor
-    parents: Tensor
+    Attributes:
+        scores: (S, M) what they were chosen by.
+        places: (S, M) which of the R·V continuations they are.
+        finished: (S, M) whether the sentence ends there and is good enough for the pool.
+        live: (S, R') which of the M go on.
+    """
+
+    scores: Tensor
+    places: Tensor
+    finished: Tensor
+    live: Tensor
 
 
-def _best_continuations(totals: Tensor, log_probs: Tensor, width: int) -> _Continuations:
-    """The 2K best of all K·V continuations; at most K of them end, so K can go on."""
-    vocabulary = log_probs.shape[2]
-    flat = (totals[..., None] + log_probs).flatten(1)  # (B, K·V)
+def _choose(totals: Tensor, words: Tensor, options: SearchOptions) -> _Choice:
+    """The best continuations of each search: sums (S, R, V) of sentences so far (S, R, T)."""
+    banks = _banks(words, totals, options) if options.required else None
+    if options.groups == 1:
+        return _best(totals, banks, options)
+    groups, vocabulary = options.groups, totals.shape[-1]
+    shape = (-1, groups, *totals.shape[1:])
+    uses = totals.new_zeros(len(totals) // groups, 1, vocabulary)  # (B, 1, V) by earlier groups
+    each = []
+    for group in range(groups):
+        scores = totals.view(shape)[:, group] - options.diversity * uses
+        part = None if banks is None else banks.view(shape)[:, group]
+        choice = _best(scores, part, options)
+        each.append(choice)
+        next_words = (choice.places % vocabulary).gather(1, choice.live)
+        alive = choice.scores.gather(1, choice.live) > -torch.inf
+        uses[:, 0].scatter_add_(1, next_words, alive.to(uses.dtype))
+    return _Choice(*(torch.stack(field, 1).flatten(0, 1) for field in zip(*each, strict=True)))
+
+
+def _best(scores: Tensor, banks: Tensor | None, options: SearchOptions) -> _Choice:
+    """The 2K best of all R·V continuations, in each bank if there are banks (S, R, V)."""
+    vocabulary = scores.shape[-1]
+    flat = scores.flatten(1)  # (S, R·V)
+    if banks is None:
+        return _best_of_bank(flat, options.width, vocabulary)
+    each = []
+    for bank in range(len(set(options.required)) + 1):
+        others = banks.flatten(1) != bank
+        choice = _best_of_bank(flat.masked_fill(others, -torch.inf), options.width, vocabulary)
+        each.append(choice._replace(live=choice.live + bank * choice.places.shape[1]))
+    return _Choice(*(torch.cat(field, 1) for field in zip(*each, strict=True)))
+
+
+def _best_of_bank(flat: Tensor, width: int, vocabulary: int) -> _Choice:
+    """The 2K best continuations (S, R·V); at most K of them end, so K can go on."""
     best, index = flat.topk(min(2 * width, flat.shape[1]), 1)
-    parents, words = index // vocabulary, index % vocabulary
-    return _Continuations(best, words, log_probs.flatten(1).gather(1, index), parents)
+    ends = index % vocabulary == Vocabulary.END
+    # Only an end among the best K is one that a K-wide search would have chosen.
+    finished = ends & (torch.arange(ends.shape[1], device=ends.device) < width)
+    live = best.masked_fill(ends, -torch.inf).topk(min(width, ends.shape[1]), 1).indices
+    return _Choice(best, index, finished, live)
+
+
+def _banks(words: Tensor, totals: Tensor, options: SearchOptions) -> Tensor:
+    """How many required words each continuation has: (S, R, V)."""
+    required = sorted(set(options.required))
+    missing = missing_words(words, options)  # (S, R, C)
+    banks = (len(required) - missing.sum(-1))[..., None].expand(totals.shape).clone()
+    banks[..., required] += missing
+    return banks
 
 
 def _gather_maps(maps: Tensor, parents: Tensor) -> Tensor:
-    """Map of each continuation's parent: (B, K, L) -> (B, 2K, L)."""
+    """Map of each continuation's parent: (S, R, L) -> (S, M, L)."""
     return maps.gather(1, parents[..., None].expand(-1, -1, maps.shape[-1]))
-
-
-def _is_done(live: _Beams, pool: _Beams, length: int, options: BeamOptions) -> Tensor:
-    """Whether no live beam of a photo can still enter the n best of its pool: (B,) bool."""
-    tokens = options.max_length + 1 if options.length_penalty > 0 else length + 1
-    bound = live.totals.amax(1) / options.divisor(tokens)  # log P can only fall
-    worst = pool.totals[:, options.num_captions - 1]
-    return worst >= bound
-
-
-def _collect(
-    results: list[list[Hypothesis]],
-    photos: Tensor,
-    pool: _Beams,
-    live: _Beams,
-    options: BeamOptions,
-) -> None:
-    """Write the n best sentences of the photos that are done into ``results``."""
-    count = options.num_captions
-    unfinished = replace(live, totals=live.totals / options.divisor(live.words.shape[-1]))
-    for beams, finished in ((pool, True), (unfinished, False)):
-        scores, words = beams.totals.tolist(), beams.words.tolist()
-        log_probs, maps = beams.log_probs.tolist(), beams.maps.float().cpu()
-        for place, photo in enumerate(photos.tolist()):
-            for k, score in enumerate(scores[place]):
-                if score == -torch.inf or len(results[photo]) == count:
-                    break
-                row = words[place][k]
-                length = row.index(Vocabulary.END) if finished else len(row)
-                if any(row[:length] == other.words for other in results[photo]):
-                    continue  # cut at max_length, but found with its END as well
-                results[photo].append(
-                    Hypothesis(
-                        words=row[:length],
-                        log_probs=log_probs[place][k][: length + finished],
-                        score=score,
-                        finished=finished,
-                        attention=maps[place, k, :length].clone(),
-                    )
-                )

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from captioner.device import autocast
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Grid
 from captioner.text import Vocabulary
@@ -40,9 +39,7 @@ def photo_grid(captioner: Captioner, source: ImageSource) -> Grid:
     Raises:
         ImageError: The photo cannot be opened.
     """
-    pixels = torch.from_numpy(captioner.read(source)[None]).to(captioner.device)
-    with autocast(captioner.device, captioner.precision):
-        grid = captioner.model.encoder(captioner.preprocess.normalize(pixels))
+    grid = captioner.encode(captioner.read(source)[None])
     return Grid(grid.features.float(), grid.size)
 
 

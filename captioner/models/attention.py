@@ -44,7 +44,7 @@ class Memory(NamedTuple):
         """The memory of the first photos, without a copy."""
         if photos == len(self.values):
             return self
-        return Memory(self.values[:photos], self.keys[:photos], self.size)
+        return self._replace(values=self.values[:photos], keys=self.keys[:photos])
 
 
 class Attention(nn.Module):

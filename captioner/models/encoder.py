@@ -112,7 +112,7 @@ class Encoder(nn.Module):
 
     def join(self, stages: list[Tensor]) -> Grid:
         """Bring the stages of the trunk to one grid: [(B, C, H, W), ...] -> (B, L, D)."""
-        side = self.config.grid or stages[0].shape[-1]
+        side, _ = self.grid_size  # a trunk without padding may give a cell or two fewer
         if self.laterals:
             stages = [lateral(x) for lateral, x in zip(self.laterals, stages, strict=True)]
         x = sum((_resize(stage, side) for stage in stages[1:]), _resize(stages[0], side))

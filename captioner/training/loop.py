@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.checkpoint import Header, load_checkpoint, save_checkpoint
-from captioner.config import Config, to_dict
+from captioner.config import Config, load_config, to_dict
 from captioner.data.batches import CaptionBatch, make_loader
 from captioner.data.sampler import LengthAwareSampler
 from captioner.device import autocast, resolve_device
@@ -39,6 +39,7 @@ from captioner.training.validation import validate
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY = 20  # steps
+_MAY_CHANGE = {"out", "init", "device", "data.root", "data.cache", "data.workers"}
 
 
 class Trainer:
@@ -57,6 +58,8 @@ class Trainer:
         self.out = Path(config.out)
         self.device = resolve_device(config.device)
         state = load_state(self.out) if resume else None
+        if resume:
+            check_same_recipe(config, self.out / "config.yaml")
         if not resume and (self.out / "last").exists():
             raise CaptionerError(f"{self.out} holds a run already: add --resume, or change out=")
         torch.manual_seed(config.seed)
@@ -120,14 +123,18 @@ class Trainer:
                 self.sampler.set_epoch(epoch)
                 self._run_epoch(bar)
                 if self._stop:
-                    self._save_state()
-                    logger.warning("stopped at step %d; continue with --resume", self.step)
-                    return self.metrics
+                    break
+                self._save_state()  # should validation fail, the epoch is not lost
                 last = epoch + 1 == self.config.optim.epochs
                 if last or (epoch + 1) % self.config.validation.every == 0:
                     self._validate(epoch + 1)
                 self.sampler.set_epoch(epoch + 1)
                 self._save_state()
+                if self._stop:
+                    break
+            if self._stop:
+                self._save_state()
+                logger.warning("stopped at step %d; continue with --resume", self.step)
         finally:
             bar.close()
             signal.signal(signal.SIGINT, previous)
@@ -230,8 +237,8 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         if state["total_steps"] != self.total_steps:
             raise CheckpointError(
-                f"{self.out} was to run {state['total_steps']} steps, this recipe asks for "
-                f"{self.total_steps}: resume with the recipe it was started with"
+                f"{self.out} was to run {state['total_steps']} steps and is now to run "
+                f"{self.total_steps}: resume with the photos and captions it was started with"
             )
         try:
             self.model.load_state_dict(state["model"])
@@ -239,8 +246,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, KeyError, ValueError):
             raise CheckpointError(
-                f"{self.out} was trained with another model configuration or vocabulary: "
-                "resume with the recipe it was started with"
+                f"{self.out} was trained with another vocabulary or version: "
+                "resume with the captions and the captioner it was started with"
             ) from None
         self.schedule.load_state_dict(state["schedule"])
         self.sampler.load_state_dict(state["sampler"])
@@ -259,6 +266,36 @@ class Trainer:
             raise KeyboardInterrupt
         self._stop = True
         logger.warning("finishing this step, then saving (Ctrl-C again to quit at once)")
+
+
+def check_same_recipe(config: Config, path: Path) -> None:
+    """Refuse to resume a run with a recipe that would give another result.
+
+    Where things lie (folders, device, number of workers) may change.
+
+    Raises:
+        CheckpointError: Names the keys that differ.
+    """
+    here, there = (_flat(to_dict(each)) for each in (config, load_config(path)))
+    differing = [
+        f"{key} was {there.get(key)!r} and is now {here.get(key)!r}"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key) and key not in _MAY_CHANGE
+    ]
+    if differing:
+        raise CheckpointError(
+            f"cannot resume {path.parent}: {'; '.join(differing)}; "
+            "resume with the recipe it was started with"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
 
 
 def load_start(config: Config) -> tuple[CaptionModel, Header]:

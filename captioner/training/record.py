@@ -56,10 +56,13 @@ def training_record(
 
 def _git_commit() -> str | None:
     """The commit of the source tree, if captioner runs from one."""
+    root = Path(captioner.__file__).parents[1]
+    if not (root / ".git").exists():  # an installed package may lie inside somebody else's tree
+        return None
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
+            cwd=root,
             capture_output=True,
             text=True,
             check=True,

@@ -7,7 +7,8 @@ import math
 import torch
 
 from captioner.config import Config
-from captioner.decoding.beam import BeamOptions, beam_search
+from captioner.decoding.beam import beam_search
+from captioner.decoding.options import SearchOptions
 from captioner.device import autocast
 from captioner.evaluation.scores import score_captions
 from captioner.models.captioner import CaptionModel
@@ -38,7 +39,7 @@ def validate(
         ``cider``, ``bleu1`` .. ``bleu4``, ``rouge_l`` as fractions; ``attention_entropy``, the
         mean over words as a share of the uniform map's; ``words``, the mean length.
     """
-    options = BeamOptions(beam=config.validation.beam, max_length=config.validation.max_length)
+    options = SearchOptions(beam=config.validation.beam, max_length=config.validation.max_length)
     captions: list[list[str]] = []
     entropies: list[float] = []
     for pictures in data.val_pictures(_BATCH, device):

@@ -5,8 +5,9 @@
 
 In one process, in turns: photos per second from files to captions (``Captioner.stream``: reading,
 encoding, beam search) and photos per second of the encoder alone on pixels that are ready. The
-figure that counts is the ratio of the two medians; the target is 0.75. Below it, what each stage
-costs by itself, one after the other.
+figure that counts is the ratio of the two medians; the target is 0.75. It needs a quiet machine;
+the processor time beside it says how much work there was on a busy one (best with ``--threads 1``).
+Below it, what each stage costs by itself, one after the other.
 
 Without a shipped model a random one of the same size is timed. It does not know how to end a
 sentence, so its searches run to ``--max-length`` words, longer than those of a trained model.
@@ -30,8 +31,9 @@ from PIL import Image
 from captioner.api import DEFAULT_WEIGHTS, Caption, Captioner
 from captioner.checkpoint import Header
 from captioner.config import AttentionConfig, DecoderConfig, ModelConfig
-from captioner.decoding.beam import BeamOptions, beam_search
-from captioner.device import Precision, autocast
+from captioner.decoding.beam import beam_search
+from captioner.decoding.options import SearchOptions
+from captioner.device import Precision, autocast, trunk_autocast
 from captioner.images import IMAGE_SUFFIXES
 from captioner.models.captioner import CaptionModel
 from captioner.preprocess import Preprocess
@@ -50,13 +52,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    parser.add_argument("--agreement", action="store_true", help="compare bf16 and fp32 captions")
+    parser.add_argument("--agreement", action="store_true", help="compare captions by precision")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     captioner = load(options.model, options.device, options.precision)
     with photo_files(options.photos, options.count) as files:
-        search = BeamOptions(beam=options.beam, max_length=options.max_length)
+        search = SearchOptions(beam=options.beam, max_length=options.max_length)
         measure(captioner, files, search, options.batch, options.rounds)
         if options.agreement:
             agreement(captioner, files, search, options.batch)
@@ -110,7 +112,7 @@ def made_up_photo(rng: np.random.Generator) -> bytes:
 
 @torch.no_grad()
 def measure(
-    captioner: Captioner, files: list[Path], search: BeamOptions, batch: int, rounds: int
+    captioner: Captioner, files: list[Path], search: SearchOptions, batch: int, rounds: int
 ) -> None:
     """Print the two speeds, their ratio and the cost of each stage."""
     pixels = [np.stack([captioner.read(f) for f in part]) for part in parts(files[:256], batch)]
@@ -128,7 +130,7 @@ def measure(
             lengths.append(len(result.words))
 
     def encode() -> None:
-        with autocast(captioner.device, captioner.precision):
+        with trunk_autocast(captioner.device, captioner.precision):
             for ready in images:
                 captioner.model.encoder(ready)
         synchronize(captioner.device)
@@ -137,37 +139,46 @@ def measure(
         "files to captions": (pipeline, len(files)),
         "encoder alone": (encode, len(files[:256])),
     }
-    rates: dict[str, list[float]] = {name: [] for name in speed}
-    for run, _ in speed.values():  # the first call allocates and compiles
+    for run, _ in speed.values():  # the first call allocates
         run()
+    wall: dict[str, list[float]] = {name: [] for name in speed}  # photos per second
+    busy: dict[str, list[float]] = {name: [] for name in speed}  # processor ms a photo
     for _ in range(rounds):
         for name, (run, count) in speed.items():
-            rates[name].append(count / timed(run))
+            seconds, processor = timed(run)
+            wall[name].append(count / seconds)
+            busy[name].append(1000 * processor / count)
     print(
         f"{len(files)} photos a round, {rounds} rounds, batch {batch}, beam {search.beam}, "
         f"{statistics.mean(lengths):.1f} words a caption, {captioner.device}, "
         f"{torch.get_num_threads()} threads"
     )
-    for name, values in rates.items():
-        spread = f"{min(values):.1f} to {max(values):.1f}"
-        print(f"{name:20}{statistics.median(values):8.1f} photos/s   ({spread})")
-    whole, alone = (statistics.median(values) for values in rates.values())
+    for name, values in wall.items():
+        print(
+            f"{name:20}{statistics.median(values):8.1f} photos/s "
+            f"({min(values):.1f} to {max(values):.1f})"
+            f"{statistics.median(busy[name]):9.1f} ms of processor a photo"
+        )
+    whole, alone = (statistics.median(values) for values in wall.values())
     print(f"{'ratio':20}{whole / alone:8.2f}")
     breakdown(captioner, files[:batch], images[0], search)
 
 
 def breakdown(
-    captioner: Captioner, files: list[Path], images: torch.Tensor, search: BeamOptions
+    captioner: Captioner, files: list[Path], images: torch.Tensor, search: SearchOptions
 ) -> None:
     """Print the milliseconds a photo of each stage by itself, on one batch."""
     with autocast(captioner.device, captioner.precision):
-        memory = captioner.model.remember(images)
+        with trunk_autocast(captioner.device, captioner.precision):
+            grid = captioner.model.encoder(images)
+        memory = captioner.model.decoder.remember(grid)
 
         def decode() -> None:
             beam_search(captioner.model.decoder, memory, search)
 
         def encode() -> None:
-            captioner.model.remember(images)
+            with trunk_autocast(captioner.device, captioner.precision):
+                captioner.model.encoder(images)
             synchronize(captioner.device)
 
         def read() -> None:
@@ -176,33 +187,34 @@ def breakdown(
 
         stages = {"reading (1 thread)": read, "encoding": encode, "decoding": decode}
         for name, run in stages.items():
-            seconds = statistics.median(timed(run) for _ in range(5))
+            seconds = statistics.median(timed(run)[0] for _ in range(5))
             print(f"{name:20}{1000 * seconds / len(files):8.2f} ms a photo")
 
 
-def agreement(captioner: Captioner, files: list[Path], search: BeamOptions, batch: int) -> None:
-    """Print the share of photos that get the same caption in bf16 and in fp32."""
-    texts = []
-    precisions: tuple[Precision, ...] = ("bf16", "fp32")
+def agreement(captioner: Captioner, files: list[Path], search: SearchOptions, batch: int) -> None:
+    """Print how many photos get the caption that they get in fp32, for the other precisions."""
+    texts = {}
+    precisions: tuple[Precision, ...] = ("fp32", "auto", "bf16")
     for precision in precisions:
         other = Captioner(captioner.model, captioner.header, str(captioner.device), precision)
         results = other.stream(
             dict.fromkeys(files), batch_size=batch, beam=search.beam, max_length=search.max_length
         )
-        texts.append([result.text for result in results if isinstance(result, Caption)])
-    same = sum(a == b for a, b in zip(*texts, strict=True))
-    print(f"same caption in bf16 and fp32: {same} of {len(texts[0])} photos")
+        texts[precision] = [result.text for result in results if isinstance(result, Caption)]
+    for precision in precisions[1:]:
+        same = sum(a == b for a, b in zip(texts[precision], texts["fp32"], strict=True))
+        print(f"same caption as in fp32: {precision} {same} of {len(texts['fp32'])} photos")
 
 
 def parts(files: list[Path], size: int) -> list[list[Path]]:
     return [files[start : start + size] for start in range(0, len(files), size)]
 
 
-def timed(run: Callable[[], None]) -> float:
-    """Seconds that one call takes."""
-    start = time.perf_counter()
+def timed(run: Callable[[], None]) -> tuple[float, float]:
+    """Seconds that one call takes on the clock, and of processor time."""
+    wall, processor = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.perf_counter() - wall, time.process_time() - processor
 
 
 def synchronize(device: torch.device) -> None:

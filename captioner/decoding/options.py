@@ -1,0 +1,171 @@
+"""What a search is asked to do: one immutable, checked set of options for all kinds of search."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from captioner.errors import ConfigError
+from captioner.text import Vocabulary, tokenize
+
+SPECIALS = (Vocabulary.PAD, Vocabulary.START, Vocabulary.UNK)
+LengthPenalty: TypeAlias = "float | Literal['average']"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How to search: by beams, or with ``sample`` by drawing words.
+
+    Attributes:
+        beam: K, beams per photo, all groups together; of no use in sampling.
+        num_captions: How many sentences to return per photo; at most K, in sampling any number.
+        max_length: Most words of a sentence.
+        min_length: Fewest words of a sentence.
+        length_penalty: α of the score log P / ((5 + n) / 6)^α over n tokens with END
+            (Wu et al. 2016, Eq. 14); 0 ranks by plain probability, larger values favour longer
+            sentences. ``"average"`` is log P / n.
+        banned: Ids that are never produced; PAD and START are not in any case.
+        required: Ids that every sentence contains (constrained beam search,
+            :mod:`captioner.decoding.beam`).
+        no_repeat_ngram: N: no sequence of N words occurs twice in a sentence; 0 for no limit.
+        groups: Of beams, each of which avoids the words that the others choose at the same place
+            (diverse beam search, Vijayakumar et al. 2016). K must be a multiple.
+        diversity: λ, how much log-probability each beam of an earlier group that chose a word
+            takes from it.
+        sample: Draw words at random instead of searching for the likeliest sentence.
+        temperature: Divides log-probabilities before drawing: below 1 likely words gain.
+        top_k: Draw among so many likeliest words only; 0 for all.
+        top_p: Draw among the fewest likeliest words that have this probability together
+            (Holtzman et al. 2020).
+        seed: Of the draws.
+        mbr: Number of sentences to search, from which the caller takes those that agree most with
+            the others (minimum Bayes risk, :mod:`captioner.consensus`); 0 for none.
+
+    Raises:
+        ConfigError: A value is impossible, or two contradict each other.
+    """
+
+    beam: int = 3
+    num_captions: int = 1
+    max_length: int = 24
+    min_length: int = 1
+    length_penalty: LengthPenalty = 0.0
+    banned: Sequence[int] = SPECIALS
+    required: Sequence[int] = ()
+    no_repeat_ngram: int = 0
+    groups: int = 1
+    diversity: float = 0.5
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    mbr: int = 0
+
+    def __post_init__(self) -> None:
+        for wrong, message in self._contradictions():
+            if wrong:
+                raise ConfigError(message)
+
+    def _contradictions(self) -> Iterable[tuple[bool, str]]:
+        """Everything that can be wrong: (whether it is, what to say)."""
+        for name, least in (
+            *(("beam", 1), ("num_captions", 1), ("max_length", 1), ("min_length", 0)),
+            *(("no_repeat_ngram", 0), ("groups", 1), ("top_k", 0), ("mbr", 0)),
+        ):
+            value = getattr(self, name)
+            yield value < least, f"{name} must be at least {least}, not {value}"
+        shortest, longest = self.min_length, self.max_length
+        yield shortest > longest, f"min_length {shortest} is above max_length {longest}"
+        penalty = self.length_penalty
+        bad = penalty != "average" and (isinstance(penalty, str) or not math.isfinite(penalty))
+        yield bad, f"length_penalty must be a number or 'average', not {penalty!r}"
+        required = set(self.required)
+        yield bool(required & {*SPECIALS, Vocabulary.END}), "a special token cannot be required"
+        yield bool(required & set(self.banned)), "the same word is banned and required"
+        yield Vocabulary.END in self.banned, "END cannot be banned: max_length limits sentences"
+        yield (
+            len(required) > longest,
+            f"{len(required)} required words do not fit into max_length {longest}",
+        )
+        yield not 0 < self.temperature < math.inf, f"temperature {self.temperature} is not above 0"
+        yield not 0 < self.top_p <= 1, f"top_p {self.top_p} is not above 0 and at most 1"
+        wanted = self.candidates
+        yield 0 < self.mbr < max(2, self.num_captions), f"mbr {self.mbr} leaves nothing to choose"
+        if self.sample:
+            yield bool(required), "required words need beam search: leave out sample"
+            yield self.groups > 1, "groups are for beam search: leave out sample"
+            return
+        drawing = (self.temperature, self.top_k, self.top_p) != (1, 0, 1)
+        yield drawing, "temperature, top_k and top_p are for sampling: add sample"
+        yield wanted > self.beam, f"{wanted} sentences need beam {wanted} or more, not {self.beam}"
+        share = f"beam {self.beam} cannot be shared by {self.groups} groups: take a multiple"
+        yield self.beam % self.groups > 0, share
+        diversity = f"diversity {self.diversity} is not 0 or above"
+        yield not 0 <= self.diversity < math.inf, diversity
+
+    @property
+    def candidates(self) -> int:
+        """How many sentences a search returns at most."""
+        return max(self.num_captions, self.mbr)
+
+    @property
+    def width(self) -> int:
+        """Beams of one group."""
+        return self.beam // self.groups
+
+    def divisor(self, tokens: int) -> float:
+        """What log P of a sentence of so many tokens is divided by."""
+        if self.length_penalty == "average":
+            return float(tokens)
+        return float(((5 + tokens) / 6) ** self.length_penalty)
+
+    def largest_divisor(self, tokens: int) -> float:
+        """The largest one that a sentence of at least so many tokens can have."""
+        grows = self.length_penalty == "average" or self.length_penalty > 0
+        return self.divisor(self.max_length + 1 if grows else tokens)
+
+
+def search_options(
+    vocabulary: Vocabulary, *, ban: Iterable[str] = (), require: Iterable[str] = (), **search: Any
+) -> SearchOptions:
+    """Options with words instead of ids.
+
+    Args:
+        vocabulary: The model's.
+        ban: Words that no sentence contains; one that the model does not know changes nothing.
+        require: Words that every sentence contains.
+        **search: Further fields of :class:`SearchOptions`.
+
+    Raises:
+        ConfigError: A word is none, is not known to the model, or is both banned and required.
+    """
+    if isinstance(ban, str) or isinstance(require, str):
+        raise ConfigError("ban and require take lists of words, not one text")
+    banned = [word for word in map(_one_word, ban) if word in vocabulary]
+    required = list(dict.fromkeys(map(_one_word, require)))
+    for word in required:
+        if word not in vocabulary:
+            near = difflib.get_close_matches(word, vocabulary.words, 3, 0.6)
+            hint = f"; near: {', '.join(near)}" if near else ""
+            raise ConfigError(f"the model does not know the required word {word!r}{hint}")
+        if word in banned:
+            raise ConfigError(f"the word {word!r} is banned and required")
+    return SearchOptions(
+        **{
+            **search,
+            "banned": (*search.get("banned", SPECIALS), *vocabulary.encode(banned)),
+            "required": (*search.get("required", ()), *vocabulary.encode(required)),
+        }
+    )
+
+
+def _one_word(text: str) -> str:
+    """A word as the model reads it."""
+    words = tokenize(text)
+    if len(words) != 1:
+        raise ConfigError(f"{text!r} is not one word: ban or require its words one by one")
+    return words[0]
