@@ -58,7 +58,12 @@ def render(info: dict[str, Any]) -> str:
         ("weights", f"{info['parameters']:,} ({', '.join(info['types'])})"),
         ("encoder", f"{encoder['name']}, {joined}, width {encoder['width']}{refine}"),
         ("grid", f"{height} × {width}"),
-        ("attention", f"{attention['kind']} {attention['size']}{heads}, {attention['normalizer']}"),
+        (
+            "attention",
+            f"{attention['kind']} {attention['size']}{heads}, {attention['normalizer']}"
+            + (", smoothed" if attention["smooth"] else "")
+            + (", sees the word before" if attention["see_word"] else ""),
+        ),
         (
             "decoder",
             f"LSTM {decoder['hidden']}, embedding {decoder['embedding']}, gate {decoder['gate']}"

@@ -180,3 +180,25 @@ def test_configurations_are_frozen_and_take_keywords_only():
         Config().seed = 3
     with pytest.raises(TypeError):
         AttentionConfig("dot")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.batch_size=0",
+        "data.workers=-1",
+        "model.decoder.dropout=1.5",
+        "loss.label_smoothing=2",
+        "optim.epochs=0",
+        "optim.learning_rate=-1",
+        "optim.ema=2",
+        "validation.beam=0",
+        "validation.every=0",
+        "seed=-1",
+    ],
+)
+def test_a_value_out_of_range_names_its_limits(tmp_path, override):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("out: x\n")
+    with pytest.raises(ConfigError, match=rf"{override.split('=')[0]} must be (at least|from) \d"):
+        load_config(recipe, [override])

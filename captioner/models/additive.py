@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _BLOCK = 2**19  # numbers that stay in a CPU core's cache between two operations on them
 
@@ -56,6 +57,7 @@ class _AdditiveScore(torch.autograd.Function):
         return scores
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (half, weight), (gradient,) = ctx.saved_tensors, gradients
         size = weight.shape[0]

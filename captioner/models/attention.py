@@ -68,7 +68,10 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         kind, size = config.kind, config.size
-        self.key: nn.Module = nn.Identity() if kind == "dot" else nn.Linear(feature_size, size)
+        # Only the additive score sees a bias of the keys; elsewhere it adds the same everywhere.
+        self.key: nn.Module = nn.Identity()
+        if kind != "dot":
+            self.key = nn.Linear(feature_size, size, bias=kind == "additive")
         self.query = nn.Linear(query_size, feature_size if kind == "dot" else size)
         if kind == "additive":
             self.score = nn.Parameter(torch.empty(size).uniform_(-1, 1) / math.sqrt(size))

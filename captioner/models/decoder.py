@@ -120,7 +120,7 @@ class Decoder(nn.Module):
     def _initialize(self) -> None:
         hidden = self.config.hidden
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
-        for gates in (self.word_gates, self.context_gates, self.hidden_gates):
+        for gates in (self.word_gates, self.context_gates):
             nn.init.uniform_(gates.weight, -(hidden**-0.5), hidden**-0.5)
         nn.init.orthogonal_(self.hidden_gates.weight)
         nn.init.zeros_(self.word_gates.bias)
