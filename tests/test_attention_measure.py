@@ -297,6 +297,16 @@ def test_intervals_hold_the_mean_and_depend_on_the_seed_alone(tmp_path):
     assert wider[1] >= report.intervals["ratio"][1]
 
 
+def test_one_photo_has_no_interval_and_what_is_undefined_is_no_number(masks):
+    words = ["a", "cat"]
+    report = measure_attention([(1, words, uniform(words))], masks, samples=20)
+    assert report.intervals == {}
+    assert report.named.words == 0
+    assert report.entropy == pytest.approx(1)
+    assert "nan" not in report.table()
+    assert measure_attention([(1, ["dog"], uniform(["dog"]))], masks).intervals == {}
+
+
 @pytest.mark.parametrize(
     "captions",
     [

@@ -72,3 +72,4 @@ def test_empty_captions_are_captions():
     assert math.isnan(found.distinct1)
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["distinct1"] is None
     assert ("words a caption", "0.0 (0 to 0)") in found.rows()
+    assert ("distinct-1, -2", "-, -") in found.rows()

@@ -106,6 +106,12 @@ def test_an_error_is_no_caption_but_a_later_caption_counts(examples):
     assert not matching.repeated
 
 
+def test_a_row_that_ends_at_its_error_is_no_caption(tmp_path):
+    text = "image_id,error,caption\n1,cannot open the photo\n2,,two boats\n"
+    rows = read_results(write(tmp_path, "short.csv", text))
+    assert rows == [ResultRow("1", None, None), ResultRow("2", None, "two boats")]
+
+
 def test_numbers_in_file_names_are_ids_where_references_name_no_files(tmp_path):
     bare = {**REFERENCES, "images": [{"id": i} for i in (1, 2, 3)]}
     examples = read_captions(write(tmp_path, "bare.json", json.dumps(bare)), missing="ignore")

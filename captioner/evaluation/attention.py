@@ -282,7 +282,7 @@ def _bootstrap(
         seed: Seed of the resampling.
     """
     photos = len(rows)
-    if photos == 0 or samples == 0:
+    if photos < 2 or samples == 0:
         return {}
     rng = np.random.default_rng(seed)
     shares = np.full(photos, 1 / photos)

@@ -72,8 +72,9 @@ class AttentionReport:
         by_class: The same for each word class: COCO's supercategories, and for words that name
             nothing present `absent` (a category that the photo lacks), `function`, `colour`,
             `number`, `other`, with entropy alone.
-        intervals: Bootstrap intervals over photos, (low, high), of `entropy` and of each of
-            `named`'s figures.
+        intervals: Bootstrap intervals over photos, (low, high), of `entropy` and of `correctness`,
+            `ratio`, `pointing`, `pointing_gain` and `entropy_named`. One that is undefined is
+            absent; a single photo, which says nothing about others, has none.
         confidence, samples, seed: How the intervals were made.
     """
 
@@ -147,13 +148,13 @@ class AttentionReport:
         return float(getattr(self.named, "entropy" if key == "entropy_named" else key))
 
     def _row(self, key: str, form: str, others: Sequence[float | None]) -> str:
-        low, high = self.intervals.get(key, (math.nan, math.nan))
-        interval = f"{low:{form}} .. {high:{form}}"
-        columns = ["" if other is None else format(other, form) for other in others]
+        bounds = self.intervals.get(key, ())
+        interval = " .. ".join(_cell(bound, form) for bound in bounds)
+        columns = ["" if other is None else _cell(other, form) for other in others]
         widths = (9, 9, 10)  # uniform, centre, saliency
         cells = "".join(f"{c:>{width}}" for c, width in zip(columns, widths, strict=False))
         return (
-            f"{_TITLES[key]:24}{format(self.figure(key), form):>10}{interval:>18}{cells}".rstrip()
+            f"{_TITLES[key]:24}{_cell(self.figure(key), form):>10}{interval:>18}{cells}".rstrip()
         )
 
 
@@ -162,8 +163,12 @@ def _detail(title: str, groups: dict[str, Figures]) -> list[str]:
     heads = ("words", "correct", "ratio", "point %", "+centre", "entropy")
     lines = ["", f"{title:16}" + "".join(f"{head:>9}" for head in heads)]
     for name, f in sorted(groups.items(), key=lambda item: -item[1].words):
-        cells = [str(f.words), f"{f.correctness:.3f}", f"{f.ratio:.2f}", f"{100 * f.pointing:.1f}"]
-        cells += [f"{f.pointing_gain:+.1f}", f"{f.entropy:.3f}"]
-        line = "".join(f"{'-' if 'nan' in cell else cell:>9}" for cell in cells)
-        lines.append(f"{name:16}{line}")
+        cells = [str(f.words), _cell(f.correctness, ".3f"), _cell(f.ratio, ".2f")]
+        cells += [_cell(100 * f.pointing, ".1f"), _cell(f.pointing_gain, "+.1f")]
+        cells.append(_cell(f.entropy, ".3f"))
+        lines.append(f"{name:16}" + "".join(f"{cell:>9}" for cell in cells))
     return lines
+
+
+def _cell(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)

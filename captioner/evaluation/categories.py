@@ -279,11 +279,6 @@ def name_categories(words: Sequence[str]) -> list[str | None]:
     return named
 
 
-def name_category(words: Sequence[str], i: int) -> str | None:
-    """The COCO category that word `i` of the caption names, or None; see `name_categories`."""
-    return name_categories(words)[i]
-
-
 def word_class(word: str) -> str:
     """`function`, `colour`, `number` or `other`: a coarse class for words that name no category.
 

@@ -64,9 +64,9 @@ class Diversity:
         """Names and figures for a table."""
         shortest, longest = min(self.lengths, default=0), max(self.lengths, default=0)
         rows = [
-            ("words a caption", f"{self.mean_length:.1f} ({shortest} to {longest})"),
+            ("words a caption", f"{_figure(self.mean_length, 1)} ({shortest} to {longest})"),
             ("vocabulary used", f"{self.vocabulary:,} words"),
-            ("distinct-1, -2", f"{self.distinct1:.3f}, {self.distinct2:.3f}"),
+            ("distinct-1, -2", f"{_figure(self.distinct1, 3)}, {_figure(self.distinct2, 3)}"),
             ("used only once", f"{_percent(self.distinct_captions)} of the captions"),
             ("rare words named", f"{_percent(self.rare_recalled)} of {self.rare_expected:,}"),
         ]
@@ -138,3 +138,7 @@ def _share(part: float, whole: int) -> float:
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def _figure(value: float, decimals: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{decimals}f}"

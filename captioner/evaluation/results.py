@@ -267,7 +267,7 @@ def _csv_records(text: str, source: Path) -> Iterator[tuple[str, Any]]:
             if any(cells):
                 record: dict[str, Any] = dict(zip(header, cells, strict=False))
                 if record.get("error"):
-                    del record["caption"]  # an empty cell beside an error
+                    record.pop("caption", None)  # an empty cell beside an error, or a short row
                 yield f"{source}, line {rows.line_num}", record
     except csv.Error as error:
         raise DataError(f"{source}, line {rows.line_num}: {error}") from error
