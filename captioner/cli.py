@@ -179,7 +179,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet and sys.stderr.isatty(),
         **search,
     )
-    print(result.table())
     if arguments.json:
         _write_json(arguments.json, result.to_dict())
     if arguments.results_out:
@@ -187,6 +186,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.report:
         title = os.path.basename(arguments.model) if arguments.model else "the shipped model"
         write_report(arguments.report, result.quality, photos, title=title, evaluation=result)
+    print(result.table())  # last: the reader of a pipe may be gone
     return 1 if result.failures else 0
 
 
@@ -210,7 +210,6 @@ def _evaluate_results(arguments: argparse.Namespace) -> int:
         training=_training_captions(arguments.training),
         official=arguments.official,
     )
-    print(result.table())
     if arguments.json:
         _write_json(arguments.json, result.to_dict())
     if arguments.report:
@@ -225,6 +224,7 @@ def _evaluate_results(arguments: argparse.Namespace) -> int:
         title = os.path.basename(arguments.results)
         notes = result.matching.lines()
         write_report(arguments.report, result.quality, photos, title=title, notes=notes)
+    print(result.table())
     return 0 if result.matching.complete else 1
 
 

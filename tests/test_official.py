@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from itertools import chain
 
 import pytest
 
 from captioner import cli
 from captioner.evaluation import official
 from captioner.evaluation.official import UnusableError, meteor, official_scores, ptb_tokenize
+from captioner.evaluation.scores import score_captions
 from captioner.text import tokenize
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
@@ -124,6 +126,34 @@ def test_our_tokens_are_those_of_the_official_tokenizer(with_java, shared_data):
         if " ".join(tokenize(text)) != tokens
     ]
     assert len(different) <= 0.0005 * len(raw), different
+
+
+@needs_java
+@pytest.mark.java
+def test_the_whole_way_equals_the_official_tools_live(with_java, shared_data):
+    path = shared_data / "metrics"
+    if not path.exists():
+        pytest.skip(f"{path} is absent")
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    results = json.loads((path / "results.json").read_text("utf-8"))
+    texts = {result["image_id"]: [] for result in results}
+    for annotation in json.loads((path / "references.json").read_text("utf-8"))["annotations"]:
+        texts[annotation["image_id"]].append(annotation["caption"])
+    candidates, references = [result["caption"] for result in results], list(texts.values())
+
+    flat = iter(ptb_tokenize([*candidates, *chain.from_iterable(references)]))
+    result = {i: [next(flat)] for i in range(len(candidates))}
+    truth = {i: [next(flat) for _ in group] for i, group in enumerate(references)}
+    expected = [
+        *Bleu(4).compute_score(truth, result, verbose=0)[0],
+        Rouge().compute_score(truth, result)[0],
+        Cider().compute_score(truth, result)[0],
+    ]
+    found = score_captions([tokenize(text) for text in candidates], references).summary()
+    assert list(found.values()) == pytest.approx(expected, abs=5e-4)
 
 
 @needs_java

@@ -153,9 +153,7 @@ class AttentionReport:
         columns = ["" if other is None else _cell(other, form) for other in others]
         widths = (9, 9, 10)  # uniform, centre, saliency
         cells = "".join(f"{c:>{width}}" for c, width in zip(columns, widths, strict=False))
-        return (
-            f"{_TITLES[key]:24}{_cell(self.figure(key), form):>10}{interval:>18}{cells}".rstrip()
-        )
+        return f"{_TITLES[key]:24}{_cell(self.figure(key), form):>10}{interval:>18}{cells}".rstrip()
 
 
 def _detail(title: str, groups: dict[str, Figures]) -> list[str]:

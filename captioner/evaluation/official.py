@@ -179,8 +179,8 @@ def spice(
     missing = [name for name in _SPICE_MODELS if not (jar.parent / "lib" / name).is_file()]
     if missing:
         raise UnusableError(
-            f"{' and '.join(missing)} are not part of pycocoevalcap: put them into "
-            f"{jar.parent / 'lib'} (they are in Stanford CoreNLP 3.6.0, 2015-12-09)"
+            f"{' and '.join(missing)} are not part of pycocoevalcap: put them into its folder "
+            "spice/lib (they are in Stanford CoreNLP 3.6.0, 2015-12-09)"
         )
     pairs = zip(candidates, references, strict=True)
     content = [{"image_id": i, "test": c, "refs": list(r)} for i, (c, r) in enumerate(pairs)]
