@@ -7,6 +7,7 @@ Shapes: B batch, S image side, C channels of a stage, H and W its height and wid
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import difflib
 import importlib.util
@@ -42,7 +43,7 @@ class Normalization:
     std: tuple[float, ...] = IMAGENET_STD
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, abc.ABC):
     """A CNN trunk that hands out the features of chosen stages.
 
     Attributes:
@@ -53,9 +54,9 @@ class Backbone(nn.Module):
     channels: tuple[int, ...]
     normalization: Normalization
 
+    @abc.abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the chosen stages: (B, 3, S, S) -> [(B, C, H, W), ...]."""
-        raise NotImplementedError
 
     def stage_strides(self, image_size: int) -> dict[str, int]:
         """Map each parameter's name to the output stride at which it works.
