@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import MODEL, shake
+from tiny_files import make_photos, save_model
 
 from captioner.models.captioner import CaptionModel
 
@@ -30,6 +31,20 @@ def tiny_model():
     model = CaptionModel(MODEL, 30)
     shake(model.decoder, 0.3)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Path of a tiny model file."""
+    return save_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """``photos/00.png`` to ``photos/04.png``, relative to the working directory."""
+    make_photos(tmp_path / "photos", 5)
+    monkeypatch.chdir(tmp_path)
+    return Path("photos")
 
 
 @pytest.fixture(autouse=True)

@@ -12,22 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_files import WORDS, environment, make_photos, save_model
+from tiny_files import WORDS, environment, make_photos
 
 from captioner import cli
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
-
-
-@pytest.fixture
-def photos(tmp_path, monkeypatch):
-    """``photos/00.png`` to ``photos/04.png``, relative to the working directory."""
-    make_photos(tmp_path / "photos", 5)
-    monkeypatch.chdir(tmp_path)
-    return Path("photos")
 
 
 @pytest.fixture

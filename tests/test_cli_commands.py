@@ -6,26 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from tiny import MODEL
-from tiny_files import WORDS, environment, make_photos, save_model
+from tiny_files import WORDS, environment
 
 from captioner import __version__, arguments, cli
 from captioner.batch.sinks import FORMATS
 from captioner.models.captioner import CaptionModel
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
-
-
-@pytest.fixture
-def photos(tmp_path, monkeypatch):
-    """``photos/00.png`` to ``photos/04.png``, relative to the working directory."""
-    make_photos(tmp_path / "photos", 5)
-    monkeypatch.chdir(tmp_path)
-    return Path("photos")
 
 
 def test_help_is_quick_and_complete():

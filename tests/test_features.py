@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from captioner.data.features import FeatureCache, build_features, remove_half_made
+from captioner.data.features import FeatureCache, build_features
 from captioner.errors import DataError
 from captioner.images import Preprocess, open_image
 
@@ -259,31 +259,6 @@ def test_damaged_caches_are_clear_errors(paths, tmp_path):
         FeatureCache.open(cache.folder)
     (cache.folder / "meta.json").write_text("{")
     check_content(build(tmp_path / "cache", paths), paths)  # built anew
-
-
-def test_half_made_caches_can_be_removed(paths, tmp_path):
-    root = tmp_path / "cache"
-    whole = build(root, paths)
-    for stop_at, fingerprint in [(1, "b"), (6, "c")]:
-        with pytest.raises(KeyboardInterrupt):
-            build(root, paths, Encoder(stop_at), fingerprint=fingerprint)
-    (root / "something else").mkdir()
-    assert len(remove_half_made(root)) == 2
-    assert {path.name for path in root.iterdir()} == {whole.folder.name, "something else"}
-    check_content(whole, paths)
-
-
-def test_a_cache_in_the_making_is_not_removed(paths, tmp_path):
-    root = tmp_path / "cache"
-    removed = []
-
-    class Remover(Encoder):
-        def __call__(self, images):
-            removed.extend(remove_half_made(root))
-            return super().__call__(images)
-
-    check_content(build(root, paths, Remover()), paths)
-    assert removed == []
 
 
 def test_meta_is_written_whole(paths, tmp_path):

@@ -246,24 +246,6 @@ def build_features(
     return FeatureCache.open(target)
 
 
-def remove_half_made(folder: str | os.PathLike[str]) -> list[Path]:
-    """Remove the unfinished caches under the root `folder`, except any being built right now.
-
-    Returns:
-        The folders that were removed.
-    """
-    removed = []
-    for path in sorted(Path(folder).glob("*/")):
-        meta = _Meta.read(path)
-        unfinished = meta is not None and meta.done < meta.count
-        orphan = meta is None and (path / _LOCK).exists()
-        if unfinished or orphan:
-            with contextlib.suppress(BlockingIOError), _locked(path, wait=False):
-                shutil.rmtree(path)
-                removed.append(path)
-    return removed
-
-
 def _fill(
     folder: Path,
     meta: _Meta,
@@ -382,7 +364,7 @@ def _hash_paths(paths: Sequence[str | os.PathLike[str]]) -> str:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system frees it when a process dies, however it dies."""
     try:
         import fcntl
@@ -390,5 +372,5 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
         yield
         return
     with open(folder / _LOCK, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
