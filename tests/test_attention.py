@@ -34,7 +34,7 @@ def make_attention(kind, normalizer="softmax"):
 def test_weights_are_a_distribution(kind, normalizer, scale):
     attention = make_attention(kind, normalizer)
     memory = attention.remember(make_grid(3).features * scale, (SIDE, SIDE))
-    context, weights = attention(torch.randn(3, 4, 5) * scale, memory)
+    context, weights, _ = attention(torch.randn(3, 4, 5) * scale, memory)
     assert context.shape == (3, 4, FEATURES)
     assert weights.shape == (3, 4, SIDE * SIDE)
     assert weights.dtype == torch.float32
@@ -45,7 +45,7 @@ def test_weights_are_a_distribution(kind, normalizer, scale):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "multi_head"])
 def test_context_is_the_weighted_sum_of_what_is_there(kind):
     attention, grid = make_attention(kind), make_grid(2)
-    context, weights = attention(torch.randn(2, 3, 5), attention.remember(*grid))
+    context, weights, _ = attention(torch.randn(2, 3, 5), attention.remember(*grid))
     naive = (weights[..., None] * grid.features[:, None]).sum(2)
     torch.testing.assert_close(context, naive)
 
@@ -54,7 +54,7 @@ def test_context_is_the_weighted_sum_of_what_is_there(kind):
 def test_scores_equal_the_formula(kind):
     """One photo, one query, one location at a time, as the table in the class says."""
     attention, grid, query = make_attention(kind), make_grid(2), torch.randn(2, 3, 5)
-    _, weights = attention(query, attention.remember(*grid))
+    _, weights, _ = attention(query, attention.remember(*grid))
     heads = 2 if kind == "multi_head" else 1
     for photo in range(2):
         for row in range(3):
@@ -145,7 +145,7 @@ def test_additive_score_stays_in_fp32_under_autocast():
     attention, grid = make_attention("additive"), make_grid(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         memory = attention.remember(*grid)
-        _, weights = attention(torch.randn(2, 3, 5), memory)
+        _, weights, _ = attention(torch.randn(2, 3, 5), memory)
     assert memory.keys.dtype == torch.float32
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3))

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from captioner.config import LossConfig
 from captioner.models.decoder import TeacherForced
-from captioner.training.losses import attention_entropy, caption_losses, coverage_penalty
+from captioner.training.losses import Share, attention_entropy, caption_losses, coverage_penalty
 
 LENGTHS = [[5, 2], [3, 0], [1, 1]]
 PLAIN = LossConfig(label_smoothing=0.0)
@@ -44,7 +44,7 @@ def test_coverage_equals_equation_14(target):
                 sum(maps[photo, row, t, cell].item() for t in range(tokens)) for cell in range(6)
             ]
             penalties.append(sum((tau - alpha) ** 2 for alpha in looked))
-    expected = sum(penalties) / len(penalties)
+    expected = sum(penalties)
     assert coverage_penalty(maps, mask, target).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_uniform_attention_covers_and_is_all_entropy():
     uniform = torch.full((*mask.shape, 6), 1 / 6)
     assert coverage_penalty(uniform, mask).item() == pytest.approx(0, abs=1e-10)
     assert coverage_penalty(uniform, mask, target=1.0).item() > 0.1
-    assert attention_entropy(uniform, mask).item() == pytest.approx(1)
+    assert attention_entropy(uniform, mask).item() == pytest.approx(int(mask.sum()))
 
 
 def test_a_single_cell_has_no_entropy():
@@ -83,8 +83,7 @@ def test_entropy_equals_the_definition():
     values = [
         -sum(p * math.log(p) for p in row.tolist()) / math.log(6) for row in maps[mask].double()
     ]
-    expected = sum(values) / len(values)
-    assert attention_entropy(maps, mask).item() == pytest.approx(expected, rel=1e-5)
+    assert attention_entropy(maps, mask).item() == pytest.approx(sum(values), rel=1e-5)
 
 
 def test_entropy_gradient_is_finite_at_exact_zeros():
@@ -100,8 +99,8 @@ def test_cross_entropy_is_the_mean_over_real_tokens():
     assert len(result.targets) == tokens
     total = -sum(log_probs[i, target].item() for i, target in enumerate(result.targets))
     losses = caption_losses(result, PLAIN)
-    assert losses.cross_entropy.item() == pytest.approx(total / tokens, rel=1e-5)
-    smooth = caption_losses(result, LossConfig(label_smoothing=0.2)).cross_entropy.item()
+    assert losses.parts["cross_entropy"].item() == pytest.approx(total / tokens, rel=1e-5)
+    smooth = caption_losses(result, LossConfig(label_smoothing=0.2)).parts["cross_entropy"].item()
     everywhere = -log_probs.mean(-1).sum().item()
     assert smooth == pytest.approx((0.8 * total + 0.2 * everywhere) / tokens, rel=1e-5)
 
@@ -115,20 +114,44 @@ def test_losses_of_captions_do_not_depend_on_their_padding():
     garbage = functional.pad(torch.where(places > lengths[..., None], 6, captions), (0, 3), value=8)
     config = LossConfig(coverage=0.5, entropy=0.5, entropy_target=0.1)
     expected = caption_losses(decoder(memory, captions, lengths), config)
-    for one, other in zip(
-        caption_losses(decoder(memory, garbage, lengths), config), expected, strict=True
-    ):
-        torch.testing.assert_close(one, other)
+    found = caption_losses(decoder(memory, garbage, lengths), config)
+    torch.testing.assert_close(found.total, expected.total)
+    torch.testing.assert_close(found.parts, expected.parts)
 
 
 def test_total_is_the_weighted_sum():
     _, result = forward()
     losses = caption_losses(result, LossConfig(coverage=0.7, entropy=0.3, entropy_target=0.1))
-    expected = losses.cross_entropy + 0.7 * losses.coverage + 0.3 * (losses.entropy - 0.1)
+    expected = (
+        losses.parts["cross_entropy"]
+        + 0.7 * losses.parts["coverage"]
+        + 0.3 * (losses.parts["attention_entropy"] - 0.1)
+    )
     torch.testing.assert_close(losses.total, expected)
     plain = caption_losses(result, LossConfig())
-    assert torch.equal(plain.total, plain.cross_entropy)
-    assert torch.equal(plain.coverage, losses.coverage)  # logged all the same
+    assert torch.equal(plain.total, plain.parts["cross_entropy"])
+    assert torch.equal(plain.parts["coverage"], losses.parts["coverage"])  # logged all the same
+
+
+def test_a_batch_may_be_cut_in_any_way():
+    """Shares of the whole batch make the parts' losses and gradients add up to the whole's."""
+    decoder = make_decoder()
+    captions, lengths = make_captions(LENGTHS)
+    features = make_grid(3)
+    config = LossConfig(coverage=0.5, entropy=0.5, entropy_target=0.1)
+    whole = caption_losses(decoder(decoder.remember(features), captions, lengths), config)
+    whole.total.backward()
+    gradients = [parameter.grad.clone() for parameter in decoder.parameters()]
+    decoder.zero_grad()
+    share, total = Share.of(lengths), 0.0
+    for rows in ([0, 2], [1]):
+        memory = decoder.remember(features._replace(features=features.features[rows]))
+        part = caption_losses(decoder(memory, captions[rows], lengths[rows]), config, share)
+        part.total.backward()
+        total += part.total.item()
+    assert total == pytest.approx(whole.total.item(), rel=1e-5)
+    for parameter, gradient in zip(decoder.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +179,9 @@ def test_weights_of_zero_send_no_gradient(config, flows):
 def test_maps_that_are_sharp_enough_are_left_alone():
     """Below the target, entropy costs nothing; above, only the excess does."""
     _, result = forward()
-    entropy = caption_losses(result, PLAIN).entropy.item()
+    entropy = caption_losses(result, PLAIN).parts["attention_entropy"].item()
     assert 0 < entropy < 1
     for target, excess in ((entropy + 0.01, 0.0), (entropy - 0.2, 0.2)):
         losses = caption_losses(result, LossConfig(entropy=2.0, entropy_target=target))
-        extra = (losses.total - losses.cross_entropy).item()
+        extra = (losses.total - losses.parts["cross_entropy"]).item()
         assert extra == pytest.approx(2 * excess, abs=1e-5)

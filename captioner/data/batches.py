@@ -22,6 +22,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +68,11 @@ class CaptionBatch:
     def to(self, device: torch.device | str, non_blocking: bool = True) -> CaptionBatch:
         """The batch on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def split(self, parts: int) -> list[CaptionBatch]:
+        """The batch in up to ``parts`` parts of equal size, dealt out like cards."""
+        parts = min(parts, len(self.indices))
+        return [self._map(itemgetter(slice(part, None, parts))) for part in range(parts)]
 
     def pin_memory(self) -> CaptionBatch:
         """The batch in page-locked memory (called by the DataLoader)."""
@@ -156,6 +162,11 @@ class CaptionDataset(Dataset[CaptionItem]):
     def lengths(self) -> np.ndarray:
         """(N,) targets of each photo's longest caption: what the sampler sorts by."""
         return self._captions.longest
+
+    def references(self) -> list[list[list[int]]]:
+        """The captions of every photo as word ids with END, not mirrored."""
+        captions = (self._captions.get(index, mirrored=False) for index in range(len(self)))
+        return [[words[1:].tolist() for words in photo] for photo in captions]
 
     def __getitem__(self, key: Key | int) -> CaptionItem:
         epoch, index = key if isinstance(key, tuple) else (0, int(key))

@@ -10,14 +10,14 @@ integer arrays take the place of dictionaries. Letters in comments: T words in a
 together, C captions, N images, G distinct n-grams of one order.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
-from captioner.evaluation.ngrams import Words, check_captions, check_references
+from captioner.evaluation.ngrams import Tokens, check_captions, check_references
 
 MAX_ORDER = 4
 SIGMA = 6.0  # of the Gaussian penalty on the difference in length, in words
@@ -46,8 +46,8 @@ class CiderScore:
 
 
 def cider_d(
-    candidates: Sequence[Words],
-    references: Sequence[Sequence[Words]],
+    candidates: Sequence[Tokens],
+    references: Sequence[Sequence[Tokens]],
     document_frequency: "DocumentFrequency | None" = None,
 ) -> CiderScore:
     """CIDEr-D, the score that coco-caption and the COCO leaderboard call CIDEr.
@@ -69,8 +69,8 @@ def cider_d(
 
 
 def cider(
-    candidates: Sequence[Words],
-    references: Sequence[Sequence[Words]],
+    candidates: Sequence[Tokens],
+    references: Sequence[Sequence[Tokens]],
     document_frequency: "DocumentFrequency | None" = None,
 ) -> CiderScore:
     """CIDEr as first published: the plain cosine, equations 1 to 3 of the paper.
@@ -91,7 +91,7 @@ class DocumentFrequency:
         images: N, the number of images counted.
     """
 
-    def __init__(self, references: Sequence[Sequence[Words]]) -> None:
+    def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
         """Counts the n-grams of 1 to 4 words in the references.
 
         Args:
@@ -102,7 +102,7 @@ class DocumentFrequency:
         """
         check_references(references)
         self.images = len(references)
-        self._word_ids: dict[str, int] = {}
+        self._word_ids: dict[Hashable, int] = {}
         self._keys: list[Ints] = []  # per order: the sorted keys (G,) of the n-grams
         self._weights: list[Floats] = []  # per order: log(N / images that have the n-gram) (G,)
 
@@ -131,7 +131,7 @@ class DocumentFrequency:
         ngrams[unknown] = len(known) + np.unique(keys[unknown], return_inverse=True)[1].reshape(-1)
         return ngrams
 
-    def vectors(self, captions: Sequence[Words]) -> Iterator["TfIdfVectors"]:
+    def vectors(self, captions: Sequence[Tokens]) -> Iterator["TfIdfVectors"]:
         """The weighted n-grams of all captions, one order after the other."""
         words, caption_of = _flatten(captions, dict(self._word_ids))
         unseen = np.log(max(self.images, 1))  # an unknown n-gram counts as seen in one image
@@ -187,8 +187,8 @@ class TfIdfVectors:
 
 
 def _score(
-    candidates: Sequence[Words],
-    references: Sequence[Sequence[Words]],
+    candidates: Sequence[Tokens],
+    references: Sequence[Sequence[Tokens]],
     document_frequency: DocumentFrequency | None,
     clipped: bool,
 ) -> CiderScore:
@@ -216,7 +216,7 @@ def _score(
     return CiderScore(score=float(per_image.mean()), per_image=per_image)
 
 
-def _flatten(captions: Sequence[Words], word_ids: dict[str, int]) -> tuple[Ints, Ints]:
+def _flatten(captions: Sequence[Tokens], word_ids: dict[Hashable, int]) -> tuple[Ints, Ints]:
     """All words in one row: their numbers (T,), and the caption each belongs to (T,).
 
     New words are added to ``word_ids``.

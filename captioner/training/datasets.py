@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +47,11 @@ class TrainingData:
     preprocess: Preprocess
 
     def val_pictures(
-        self, batch_size: int, device: torch.device
+        self, photos: Sequence[int], batch_size: int, device: torch.device
     ) -> Iterator[Tensor | list[Tensor]]:
-        """The validation photos in order: stages of the trunk, or normalised photos."""
-        for start in range(0, len(self.val), batch_size):
-            rows = range(start, min(start + batch_size, len(self.val)))
+        """Some validation photos, in this order: stages of the trunk, or normalised photos."""
+        for start in range(0, len(photos), batch_size):
+            rows = photos[start : start + batch_size]
             if self.val_cache is not None:
                 items = [self.val_cache.read(row) for row in rows]
                 yield [
@@ -60,8 +60,8 @@ class TrainingData:
                 ]
             else:
                 size = self.preprocess.size
-                photos = [open_image(self.val[row].image, shrink_to=size) for row in rows]
-                pixels = torch.from_numpy(np.stack([self.preprocess.to_uint8(p) for p in photos]))
+                images = [open_image(self.val[row].image, shrink_to=size) for row in rows]
+                pixels = torch.from_numpy(np.stack([self.preprocess.to_uint8(i) for i in images]))
                 yield self.preprocess.normalize(pixels.to(device))
 
 

@@ -1,45 +1,70 @@
 """The training loop, top to bottom: data, model, optimiser, steps, validation, files.
 
 A run folder holds ``config.yaml``, ``log.jsonl``, ``best.safetensors`` (by the validation metric),
-``last.safetensors`` and ``last/state.pt`` for exact resume.
+``last.safetensors`` and, for exact resume, ``last/state.pt`` with the state before it.
+
+Under torchrun every process runs this loop on its part of each batch; the first one writes files.
 
 Shapes: B photos, C captions per photo, T time, S image side.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import signal
+import math
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from captioner.checkpoint import Header, load_checkpoint, save_checkpoint
-from captioner.config import Config, load_config, to_dict
+from captioner.checkpoint import Header, save_checkpoint
+from captioner.config import Config, to_dict
 from captioner.data.batches import CaptionBatch, make_loader
 from captioner.data.sampler import LengthAwareSampler
 from captioner.device import autocast, resolve_device
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.files import replacing
 from captioner.models.captioner import CaptionModel
-from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary, tokenize
 from captioner.training.datasets import TrainingData, build_datasets, read_examples
+from captioner.training.distributed import (
+    gather,
+    local_device,
+    rank,
+    replicate,
+    sum_over_ranks,
+    world_size,
+)
 from captioner.training.log import JsonLinesLog
-from captioner.training.losses import caption_losses
+from captioner.training.losses import Share
+from captioner.training.objective import build_objective
 from captioner.training.optimizer import AveragedWeights, build_optimizer, build_schedule
 from captioner.training.record import training_record
-from captioner.training.state import load_state, restore_random, save_state
+from captioner.training.signals import on_signals
+from captioner.training.start import (
+    check_same_recipe,
+    load_start,
+    photos_per_process,
+    preprocess_of,
+)
+from captioner.training.state import (
+    has_state,
+    load_state,
+    random_state,
+    restore_random,
+    save_state,
+)
 from captioner.training.validation import validate
+from captioner.training.window import Window
 
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY = 20  # steps
-_MAY_CHANGE = {"out", "init", "device", "data.root", "data.cache", "data.workers"}
 
 
 class Trainer:
@@ -56,11 +81,11 @@ class Trainer:
     def __init__(self, config: Config, *, resume: bool = False):
         self.config = config
         self.out = Path(config.out)
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(local_device(config.device))
         state = load_state(self.out) if resume else None
         if resume:
             check_same_recipe(config, self.out / "config.yaml")
-        if not resume and (self.out / "last").exists():
+        if not resume and has_state(self.out):
             raise CaptionerError(f"{self.out} holds a run already: add --resume, or change out=")
         torch.manual_seed(config.seed)
 
@@ -77,35 +102,49 @@ class Trainer:
             self.model = CaptionModel(config.model, len(self.vocabulary))
         self.model.to(self.device)
         self.model.encoder.backbone.to(memory_format=torch.channels_last)
-        normalization = self.model.encoder.normalization
-        self.preprocess = Preprocess(
-            size=config.model.encoder.image_size,
-            mean=(normalization.mean[0], normalization.mean[1], normalization.mean[2]),
-            std=(normalization.std[0], normalization.std[1], normalization.std[2]),
-        )
+        self.preprocess = preprocess_of(self.model.encoder)
         self.data: TrainingData = build_datasets(
             config, train, val, self.model.encoder, self.vocabulary, self.preprocess, self.device
         )
         self.sampler = LengthAwareSampler(
-            self.data.train.lengths, config.data.batch_size, seed=config.seed
+            self.data.train.lengths,
+            photos_per_process(config),
+            seed=config.seed,
+            rank=rank(),
+            world_size=world_size(),
         )
-        self.loader = make_loader(self.data.train, self.sampler, workers=config.data.workers)
+        self.loader = make_loader(
+            self.data.train,
+            self.sampler,
+            workers=config.data.workers,
+            pin_memory=self.device.type == "cuda",
+        )
 
-        # Optimiser, schedule, average
-        self.optimizer = build_optimizer(self.model, config.optim)
+        # What is minimised, and how
         self.total_steps = config.optim.epochs * len(self.sampler)
+        self.objective = build_objective(
+            self.model, self.preprocess, config, self.data.train, self.total_steps
+        ).to(self.device)
+        self.replicated = replicate(self.objective)
+        self.optimizer = build_optimizer(self.model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, self.total_steps)
         self.average = AveragedWeights(self.model, config.optim.ema)
         self.step = 0
         self.best: float | None = None
         self.metrics: dict[str, float] = {}
+        self.window = Window()
+        if rank():  # the same weights everywhere, but not the same dropout
+            torch.manual_seed(config.seed + rank())
         if state is not None:
             self._restore(state)
-        self.log = JsonLinesLog(self.out / "log.jsonl", self.step if resume else None)
-        self._stop = False
+        self.log: JsonLinesLog | None = None
+        if rank() == 0:
+            self.log = JsonLinesLog(self.out / "log.jsonl", self.step if resume else None)
+        self._told_to_stop = False  # this process
+        self._stop = False  # all, by agreement
 
     def run(self) -> dict[str, float]:
-        """Train to the end, or until Ctrl-C, which finishes the step and saves.
+        """Train to the end, or until Ctrl-C or SIGTERM, which finish the step and save.
 
         Returns:
             The metrics of the last validation.
@@ -113,12 +152,18 @@ class Trainer:
         Raises:
             CaptionerError: The loss is no longer finite.
         """
-        self._write_config()
-        previous = signal.signal(signal.SIGINT, self._on_interrupt)
-        bar = tqdm(
-            total=self.total_steps, initial=self.step, desc="train", unit="step", disable=None
-        )
-        try:
+        if rank() == 0:
+            self._write_config()
+        with (
+            on_signals(self._on_signal),
+            tqdm(
+                total=self.total_steps,
+                initial=self.step,
+                desc="train",
+                unit="step",
+                disable=True if rank() else None,
+            ) as bar,
+        ):
             for epoch in range(self.sampler.epoch, self.config.optim.epochs):
                 self.sampler.set_epoch(epoch)
                 self._run_epoch(bar)
@@ -130,69 +175,67 @@ class Trainer:
                     self._validate(epoch + 1)
                 self.sampler.set_epoch(epoch + 1)
                 self._save_state()
-                if self._stop:
-                    break
             if self._stop:
                 self._save_state()
                 logger.warning("stopped at step %d; continue with --resume", self.step)
-        finally:
-            bar.close()
-            signal.signal(signal.SIGINT, previous)
         return self.metrics
 
     def _run_epoch(self, bar: tqdm[Any]) -> None:
         """The steps that remain of the sampler's epoch."""
         self.model.train()
         for batch in self.loader:
-            losses, norm = self._train_step(batch.to(self.device))
+            parts, norm = self._train_step(batch)
             self.sampler.advance()
             self.step += 1
             bar.update()
+            self.window.add(gradient_norm=norm, **parts)
             if self.step % _LOG_EVERY == 0:
-                values = {name: round(float(value), 5) for name, value in losses.items()}
-                bar.set_postfix(loss=values["loss"], refresh=False)
+                means = self.window.means()
+                bar.set_postfix(loss=means["loss"], refresh=False)
                 rate = self.schedule.get_last_lr()[0]
-                self.log.write(
-                    step=self.step,
-                    epoch=self.sampler.epoch,
-                    learning_rate=rate,
-                    gradient_norm=round(norm, 4),
-                    **values,
-                )
+                self._log(step=self.step, epoch=self.sampler.epoch, learning_rate=rate, **means)
             if self._stop:
                 return
+            if self.step % self.config.save_every == 0:
+                self._save_state()
 
-    def _train_step(self, batch: CaptionBatch) -> tuple[dict[str, Tensor], float]:
-        """Forward, backward, clip, update."""
-        with autocast(self.device, self.config.optim.precision):
-            result = self.model(self._pictures(batch), batch.captions, batch.lengths)
-        losses = caption_losses(result, self.config.loss)
-        if not torch.isfinite(losses.total):
+    def _train_step(self, batch: CaptionBatch) -> tuple[dict[str, float], float]:
+        """Forward and backward in parts, clip, update.
+
+        Returns:
+            The parts of the loss, as means over the global batch, and the gradients' norm.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        counts = (*self.objective.count(batch), int(self._told_to_stop))
+        tokens, captions, stop = sum_over_ranks(torch.tensor(counts, device=self.device))
+        self._stop = bool(stop)  # all stop after the same step, whoever was told to
+        share = Share(tokens / world_size(), captions / world_size())
+        total: dict[str, Tensor] = {}
+        pieces = batch.split(self.config.optim.accumulate)
+        for number, piece in enumerate(pieces):
+            synchronise = number + 1 == len(pieces)
+            with contextlib.ExitStack() as stack:
+                if isinstance(self.replicated, DistributedDataParallel) and not synchronise:
+                    stack.enter_context(self.replicated.no_sync())
+                with autocast(self.device, self.config.optim.precision):
+                    losses = self.replicated(piece.to(self.device), share, self.step)
+                losses.total.backward()
+            for name, value in {"loss": losses.total.detach(), **losses.parts}.items():
+                total[name] = total.get(name, 0) + value
+        values = sum_over_ranks(torch.stack(list(total.values())).float()) / world_size()
+        parts = dict(zip(total, values.tolist(), strict=True))
+        if not math.isfinite(parts["loss"]):
             raise CaptionerError(
-                f"the loss is {losses.total.item()} at step {self.step}: training stopped; "
+                f"the loss is {parts['loss']} at step {self.step}: training stopped; "
                 "lower optim.learning_rate or optim.clip, or set optim.precision=fp32"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(
             [p for p in self.model.parameters() if p.requires_grad], self.config.optim.clip
         )
         self.optimizer.step()
         self.schedule.step()
         self.average.update()
-        return {
-            "loss": losses.total.detach(),
-            "cross_entropy": losses.cross_entropy.detach(),
-            "coverage": losses.coverage.detach(),
-            "attention_entropy": losses.entropy.detach(),
-        }, float(norm)
-
-    def _pictures(self, batch: CaptionBatch) -> Tensor | list[Tensor]:
-        """Normalised photos (B, 3, S, S), or cached stages in fp32."""
-        if batch.features is not None:
-            return [stage.float() for stage in batch.features]
-        assert batch.images is not None
-        return self.preprocess.normalize(batch.images)
+        return parts, float(norm)
 
     def _validate(self, epoch: int) -> None:
         """Caption the validation photos freely, score them, keep the best model."""
@@ -202,7 +245,7 @@ class Trainer:
                 self.metrics = validate(
                     self.model, self.vocabulary, self.data, self.config, self.device
                 )
-            self.log.write(step=self.step, epoch=epoch, validation=self.metrics)
+            self._log(step=self.step, epoch=epoch, validation=self.metrics)
             logger.info("epoch %d: %s", epoch, self.metrics)
             self._save_model("last.safetensors", epoch)
             score = self.metrics.get(self.config.validation.metric, float(epoch))
@@ -211,6 +254,8 @@ class Trainer:
                 self._save_model("best.safetensors", epoch)
 
     def _save_model(self, name: str, epoch: int) -> None:
+        if rank():
+            return
         record = training_record(self.config, self.data, epoch, self.step, self.metrics)
         header = Header(
             config=self.config.model,
@@ -221,6 +266,9 @@ class Trainer:
         save_checkpoint(self.out / name, header, self.model.state_dict())
 
     def _save_state(self) -> None:
+        random = gather(random_state(self.device))
+        if rank():
+            return
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -231,6 +279,9 @@ class Trainer:
             "best": self.best,
             "metrics": self.metrics,
             "total_steps": self.total_steps,
+            "window": self.window.state_dict(),
+            "objective": self.objective.memory_state(),
+            "random": random,
         }
         save_state(self.out, state)
 
@@ -252,7 +303,14 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.best, self.metrics = state["step"], state["best"], state["metrics"]
-        restore_random(state)
+        self.window.load_state_dict(state["window"])
+        self.objective.load_state_dict(state["objective"], strict=False)
+        if rank() < len(state["random"]):  # else there are more processes than before
+            restore_random(state["random"][rank()], self.device)
+
+    def _log(self, **values: Any) -> None:
+        if self.log is not None:
+            self.log.write(**values)
 
     def _write_config(self) -> None:
         import yaml
@@ -261,59 +319,8 @@ class Trainer:
             text = yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True)
             temporary.write_text(text, encoding="utf-8")
 
-    def _on_interrupt(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._stop:  # a second Ctrl-C does not wait
+    def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._told_to_stop:  # a second Ctrl-C does not wait
             raise KeyboardInterrupt
-        self._stop = True
+        self._told_to_stop = True
         logger.warning("finishing this step, then saving (Ctrl-C again to quit at once)")
-
-
-def check_same_recipe(config: Config, path: Path) -> None:
-    """Refuse to resume a run with a recipe that would give another result.
-
-    Where things lie (folders, device, number of workers) may change.
-
-    Raises:
-        CheckpointError: Names the keys that differ.
-    """
-    here, there = (_flat(to_dict(each)) for each in (config, load_config(path)))
-    differing = [
-        f"{key} was {there.get(key)!r} and is now {here.get(key)!r}"
-        for key in sorted(here.keys() | there.keys())
-        if here.get(key) != there.get(key) and key not in _MAY_CHANGE
-    ]
-    if differing:
-        raise CheckpointError(
-            f"cannot resume {path.parent}: {'; '.join(differing)}; "
-            "resume with the recipe it was started with"
-        )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
-
-
-def load_start(config: Config) -> tuple[CaptionModel, Header]:
-    """The model that ``config.init`` names, rebuilt with this recipe's configuration.
-
-    Weights that only this recipe's model has keep their fresh initial values.
-
-    Raises:
-        CheckpointError: The shapes of the two models do not fit together.
-    """
-    assert config.init is not None
-    start, header = load_checkpoint(config.init)
-    model = CaptionModel(config.model, len(header.vocabulary), pretrained=False)
-    try:
-        missing, unexpected = model.load_state_dict(start.state_dict(), strict=False)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise CheckpointError(f"init={config.init} does not fit this recipe: {reason}") from None
-    if missing or unexpected:
-        logger.warning("init: fresh weights %s; unused %s", missing, unexpected)
-    return model, header

@@ -1,5 +1,9 @@
 """What training minimises. Every mean is over real tokens or captions; padding never counts.
 
+A global batch may be spread over several processes and over several steps that are accumulated:
+every sum is divided by the global batch's own number of tokens or captions (:class:`Share`), so
+that it does not matter how the batch was cut.
+
 Shapes: M real tokens, B photos, C captions per photo, T time, L locations.
 """
 
@@ -14,6 +18,27 @@ from torch import Tensor
 
 from captioner.config import LossConfig
 from captioner.models.decoder import TeacherForced
+from captioner.training.distributed import sum_over_ranks
+
+
+class Share(NamedTuple):
+    """What sums are divided by: the counts of the global batch, per process.
+
+    The mean over W processes of (their sum / (global count / W)) is the mean over the global
+    batch.
+
+    Attributes:
+        tokens: Targets of the global batch / W.
+        captions: Captions of the global batch that have words / W.
+    """
+
+    tokens: Tensor
+    captions: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> Share:
+        """Of a batch that is alone: (B, C) targets of each caption."""
+        return cls(lengths.sum(), (lengths > 0).sum())
 
 
 class Losses(NamedTuple):
@@ -21,42 +46,67 @@ class Losses(NamedTuple):
 
     Attributes:
         total: What is differentiated.
-        cross_entropy: Per token, with label smoothing, in nats.
-        coverage: The doubly stochastic penalty per caption.
-        entropy: Of the attention per token, as a share of the uniform map's.
+        parts: By name; each the mean over the batch.
     """
 
     total: Tensor
-    cross_entropy: Tensor
-    coverage: Tensor
-    entropy: Tensor
+    parts: dict[str, Tensor]
 
 
-def caption_losses(result: TeacherForced, config: LossConfig) -> Losses:
-    """Cross-entropy + λ · coverage penalty + weight · max(0, attention entropy - target).
+def caption_losses(result: TeacherForced, config: LossConfig, share: Share | None = None) -> Losses:
+    """Cross-entropy + what is asked of the attention.
+
+    Returns:
+        With the parts ``cross_entropy`` (per token, with label smoothing, in nats), and those of
+        :func:`attention_losses`.
+    """
+    share = share or Share.of(result.mask.sum(-1))
+    cross_entropy = F.cross_entropy(
+        result.logits.float(),
+        result.targets,
+        label_smoothing=config.label_smoothing,
+        reduction="sum",
+    )
+    cross_entropy = cross_entropy / share.tokens
+    looks = attention_losses(result.attention, result.mask, config, share)
+    parts = {"cross_entropy": cross_entropy.detach(), **looks.parts}
+    return Losses(cross_entropy + looks.total, parts)
+
+
+def attention_losses(attention: Tensor, mask: Tensor, config: LossConfig, share: Share) -> Losses:
+    """λ · coverage penalty + weight · max(0, attention entropy - target).
 
     The entropy is averaged over the words before it is compared: a map of a word that names
     nothing may stay broad while others are sharp. Without a target the maps collapse to one cell.
+
+    Args:
+        attention: (B, C, T, L).
+        mask: (B, C, T), true at real tokens.
+        config: The weights.
+        share: Of the global batch.
+
+    Returns:
+        With the parts ``coverage``, per caption, and ``attention_entropy``, per token and as a
+        share of the uniform map's.
     """
-    cross_entropy = F.cross_entropy(
-        result.logits.float(), result.targets, label_smoothing=config.label_smoothing
-    )
     with torch.set_grad_enabled(config.coverage > 0):
-        coverage = coverage_penalty(result.attention, result.mask, config.coverage_target)
+        coverage = coverage_penalty(attention, mask, config.coverage_target) / share.captions
     with torch.set_grad_enabled(config.entropy > 0):
-        entropy = attention_entropy(result.attention, result.mask)
-    total = cross_entropy
-    if config.coverage:
-        total = total + config.coverage * coverage
+        entropy = attention_entropy(attention, mask) / share.tokens
+    total = config.coverage * coverage
     if config.entropy:
-        total = total + config.entropy * F.relu(entropy - config.entropy_target)
-    return Losses(total, cross_entropy, coverage, entropy)
+        tokens = mask.sum() / share.tokens
+        here, count = sum_over_ranks(torch.stack((entropy, tokens)))
+        too_broad = here / count > config.entropy_target
+        total = total + config.entropy * too_broad * (entropy - config.entropy_target * tokens)
+    parts = {"coverage": coverage.detach(), "attention_entropy": entropy.detach()}
+    return Losses(total, parts)
 
 
 def coverage_penalty(attention: Tensor, mask: Tensor, target: float | None = None) -> Tensor:
     """The doubly stochastic penalty Σ_i (τ - Σ_t α_ti)² (Xu et al. 2015, Eq. 14).
 
-    The sum runs over all L locations; the result is its mean over captions that have words.
+    The sum runs over all L locations and all captions.
 
     Args:
         attention: (B, C, T, L).
@@ -69,12 +119,10 @@ def coverage_penalty(attention: Tensor, mask: Tensor, target: float | None = Non
     tokens = real.sum(2)  # (B, C)
     tau = tokens[..., None] / attention.shape[-1] if target is None else target
     penalty = (tau - looked).square().sum(-1)  # (B, C)
-    present = tokens > 0
-    return (penalty * present).sum() / present.sum()
+    return (penalty * (tokens > 0)).sum()
 
 
 def attention_entropy(attention: Tensor, mask: Tensor) -> Tensor:
-    """Mean entropy of the maps of real tokens, divided by log L: 1 is uniform, 0 a single cell."""
+    """Summed entropy of the maps of real tokens, over log L: 1 a token is uniform, 0 one cell."""
     entropy = -torch.special.xlogy(attention, attention.clamp(min=1e-12)).sum(-1)  # (B, C, T)
-    real = mask.to(attention.dtype)
-    return (entropy * real).sum() / real.sum() / math.log(attention.shape[-1])
+    return (entropy * mask).sum() / math.log(attention.shape[-1])

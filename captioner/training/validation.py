@@ -14,6 +14,7 @@ from captioner.evaluation.scores import score_captions
 from captioner.models.captioner import CaptionModel
 from captioner.text import Vocabulary
 from captioner.training.datasets import TrainingData
+from captioner.training.distributed import gather, rank, world_size
 
 _BATCH = 32  # photos
 
@@ -27,6 +28,8 @@ def validate(
     device: torch.device,
 ) -> dict[str, float]:
     """Caption the validation photos with beam search and score them.
+
+    Several processes share the photos, and all get the scores of all.
 
     Args:
         model: In ``eval()``.
@@ -42,7 +45,8 @@ def validate(
     options = SearchOptions(beam=config.validation.beam, max_length=config.validation.max_length)
     captions: list[list[str]] = []
     entropies: list[float] = []
-    for pictures in data.val_pictures(_BATCH, device):
+    mine = range(rank(), len(data.val), world_size())
+    for pictures in data.val_pictures(mine, _BATCH, device):
         with autocast(device, config.optim.precision):
             stages = pictures if isinstance(pictures, list) else model.encoder.extract(pictures)
             memory = model.decoder.remember(model.encoder.join(stages))
@@ -52,6 +56,11 @@ def validate(
             maps = best.attention  # (T, L)
             entropy = -torch.special.xlogy(maps, maps).sum(-1) / math.log(maps.shape[-1])
             entropies += entropy.tolist()
+    parts = gather((captions, entropies))
+    every: list[list[str]] = [[]] * len(data.val)
+    for first, (words, _) in enumerate(parts):
+        every[first :: world_size()] = words
+    captions, entropies = every, [value for _, values in parts for value in values]
     scores = score_captions(captions, [example.captions for example in data.val])
     return {
         **{name: round(value, 5) for name, value in scores.summary().items()},

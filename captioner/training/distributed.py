@@ -1,0 +1,84 @@
+"""Several processes that train one model: who they are, and the few things they tell each other.
+
+``torchrun --nproc-per-node N -m captioner train CONFIG`` starts them; torch.distributed does the
+rest (gloo between CPUs, NCCL between GPUs). Gradients are averaged by DistributedDataParallel, so
+every loss here is scaled such that the mean over the ranks is the loss of the global batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from captioner.device import resolve_device
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_device(name: str) -> str:
+    """Under torchrun ``auto`` and ``cuda`` mean the GPU that belongs to this process."""
+    if "LOCAL_RANK" in os.environ and name in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return name
+
+
+@contextlib.contextmanager
+def process_group(device_name: str) -> Iterator[None]:
+    """Join the processes that torchrun started; without torchrun, nothing happens.
+
+    Args:
+        device_name: ``auto``, ``cpu``, ``cuda`` ..., as in the recipe.
+    """
+    device = resolve_device(local_device(device_name))
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; no gradient flows through it."""
+    values = values.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def gather(value: Any) -> list[Any]:
+    """The plain values of all processes, in the order of their ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def replicate(module: nn.Module) -> nn.Module:
+    """A module whose gradients are averaged over all processes."""
+    return DistributedDataParallel(module) if dist.is_initialized() else module
