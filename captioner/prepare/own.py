@@ -1,0 +1,174 @@
+"""Captions of one's own: merged by photo, checked, split, so that no photo is in two splits."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from captioner.data.examples import Example, find_images
+from captioner.errors import ConfigError, DataError
+from captioner.prepare.duplicates import fingerprints, gather, groups
+from captioner.prepare.report import Report
+from captioner.prepare.rows import Row
+from captioner.text import tokenize
+
+logger = logging.getLogger(__name__)
+
+_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+
+
+@dataclass
+class _Photo:
+    """What the rows say of one photo."""
+
+    captions: dict[str, str] = field(default_factory=dict)  # normalised -> as written
+    split: str | None = None
+
+
+def check_and_split(
+    rows: Iterable[Row],
+    source: Path,
+    image_root: Path | None,
+    *,
+    val: float = 0.1,
+    test: float = 0.0,
+    seed: int = 0,
+    max_words: int = 30,
+    report: Report | None = None,
+    advance: Callable[[], object] = lambda: None,
+) -> tuple[list[Example], Report]:
+    """Turn rows into photos with captions and splits, and tell what is wrong with them.
+
+    Left out are empty captions, a photo's captions that say the same twice, photos without a
+    caption, photos that are missing and photos that cannot be read. Splits that the rows name are
+    kept; otherwise photos are drawn by `seed`, with photos that are the same or nearly so in one
+    split.
+
+    Args:
+        rows: As read.
+        source: The file or folder they come from.
+        image_root: Folder of the photos; None looks in `images` beside the file, then beside it.
+        val: Share of the photos for validation.
+        test: Share of the photos for testing.
+        seed: Of the draw.
+        max_words: Captions with more words are reported (and kept: training cuts them).
+        report: Goes on with this one.
+        advance: Called for each photo that was looked at.
+
+    Raises:
+        ConfigError: The shares leave nothing to train on.
+        DataError: No photo is left.
+    """
+    if val < 0 or test < 0 or val + test >= 1:
+        raise ConfigError(
+            f"--val {val:g} and --test {test:g}: shares of at least 0, below 1 together"
+        )
+    report = report or Report()
+    photos = _merge(rows, report)
+    candidates = []
+    for name, photo in photos.items():
+        if photo.captions:
+            captions = tuple(photo.captions.values())
+            candidates.append(Example(name, captions, photo.split or "", name))
+        else:
+            report.uncaptioned.append(name)
+    if not candidates:
+        raise DataError(f"{source}: no photo with a caption in it")
+    examples = find_images(candidates, source, image_root, missing="skip")
+    there = {example.image_id for example in examples}
+    report.missing += [item.image for item in candidates if item.image_id not in there]
+
+    prints = fingerprints([example.image for example in examples], advance)
+    report.unreadable.update(
+        {str(e.image_id): p.error for e, p in zip(examples, prints, strict=True) if p.error}
+    )
+    kept = [(e, p) for e, p in zip(examples, prints, strict=True) if p.error is None]
+    if not kept:
+        raise DataError(f"{source}: none of the photos can be read")
+    examples = [example for example, _ in kept]
+    numbers, identical = groups([item for _, item in kept])
+    names = [str(example.image_id) for example in examples]
+    report.identical += [[names[index] for index in indices] for indices in identical]
+
+    given = any(example.split for example in examples)
+    if given:
+        logger.info("%s names splits: they are kept", source)
+        splits = [example.split or "train" for example in examples]
+        report.unassigned = sum(not example.split for example in examples)
+    else:
+        splits = draw_splits(names, numbers.tolist(), {"val": val, "test": test}, seed)
+    examples = [replace(item, split=name) for item, name in zip(examples, splits, strict=True)]
+    for indices in gather(numbers):
+        alike = [f"{names[index]} ({splits[index]})" for index in indices]
+        report.similar.append(alike)
+        if len({splits[index] for index in indices}) > 1:
+            report.leaks.append(alike)
+    report.splits_given = given
+    report.count(examples, max_words)
+    return examples, report
+
+
+def draw_splits(
+    names: Sequence[str], numbers: Sequence[int], shares: Mapping[str, float], seed: int
+) -> list[str]:
+    """Deal photos out to splits, group by group.
+
+    A group's place in the order is a hash of the seed and its first name, not a draw: adding photos
+    moves few of the others.
+
+    Args:
+        names: Of the photos.
+        numbers: The group of each photo; a group stays together.
+        shares: Split -> share of the photos; the rest is `train`. A share above 0 gets a photo at
+            least, if there are enough groups.
+        seed: Of the order.
+
+    Returns:
+        The split of each photo.
+    """
+    members: dict[int, list[int]] = {}
+    for index, number in enumerate(numbers):
+        members.setdefault(number, []).append(index)
+
+    def place(indices: list[int]) -> bytes:
+        text = f"{seed}\0{min(names[index] for index in indices)}"
+        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+    order = sorted(members.values(), key=place)
+    splits = ["train"] * len(names)
+    for split, share in shares.items():
+        wanted = max(1, round(share * len(names))) if share > 0 else 0
+        later: list[list[int]] = []
+        for number, indices in enumerate(order):
+            last = number == len(order) - 1 and not later  # something to train on stays
+            if wanted >= len(indices) and not last:
+                for index in indices:
+                    splits[index] = split
+                wanted -= len(indices)
+            else:
+                later.append(indices)
+        order = later
+    return splits
+
+
+def _merge(rows: Iterable[Row], report: Report) -> dict[str, _Photo]:
+    """The photos of all rows, in order, with their captions once each."""
+    photos: dict[str, _Photo] = {}
+    for row in rows:
+        photo = photos.setdefault(row.image, _Photo())
+        for caption in row.captions:
+            words = " ".join(tokenize(caption))
+            if not words:
+                report.empty.append(f"{row.image} ({row.place})")
+            elif words in photo.captions:
+                report.repeated.append(f"{row.image}: {caption.strip()}")
+            else:
+                photo.captions[words] = caption.strip()
+        split = _NAMES.get(row.split.lower(), row.split) if row.split else None
+        if split and photo.split and split != photo.split:
+            report.conflicts.append(f"{row.image} ({row.place})")
+        photo.split = photo.split or split
+    return photos
