@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captioner.errors import ConfigError
 
-FORMATS = ("text", "jsonl", "csv", "json", "coco", "sidecar")
+if TYPE_CHECKING:
+    from captioner.api import Captioner
+
+FORMATS = ("text", "jsonl", "csv", "json", "coco", "sidecar", "parquet")
 _SEARCH = (
     *("beam", "num_captions", "min_length", "max_length", "length_penalty", "no_repeat_ngram"),
     *("groups", "sample", "temperature", "top_k", "top_p", "seed", "mbr"),
@@ -22,7 +25,7 @@ def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="photo, folder, glob, list of photos (.txt .csv .jsonl .json), .tar archive, "
+        help="photo, folder, glob, list of photos (.txt .csv .jsonl .json .parquet), .tar archive, "
         "or - for names on standard input",
     )
     add("-o", "--output", metavar="FILE", help="default: standard output")
@@ -30,38 +33,45 @@ def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
     add("-r", "--recursive", action="store_true", help="search subfolders too")
     add("-0", "--null", action="store_true", help="names on standard input end in NUL")
     add("--image-root", metavar="DIR", help="folder that names in lists are relative to")
+    add("--column", metavar="NAME", help="column of .parquet files with the paths or image bytes")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with an output")
     again.add_argument("--overwrite", action="store_true", help="replace an output")
     add("--attention", metavar="DIR", help="also draw what each word looked at: a PNG per photo")
-    add("--attention-json", action="store_true", help="put the attention maps into JSON output")
+    add("--attention-json", action="store_true", help="put the attention maps into JSON or Parquet")
+    add(
+        "--write-metadata",
+        metavar="DIR",
+        help="also copy the photos into DIR with the caption in their metadata (XMP, IPTC)",
+    )
     add("--errors", metavar="FILE", help="write failures here too: JSON Lines, itself a valid PATH")
     add("--fail-fast", action="store_true", help="stop at the first photo that fails")
     add("--workers", type=_positive, metavar="N", help="threads that read photos")
+    add(
+        "--shard",
+        metavar="I/N",
+        help="only the I-th of N shares (from 0) of the photos; 'captioner merge OUTPUT' puts them "
+        "together. Under torchrun this goes by itself",
+    )
+    add(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: on a Ray cluster, or on this machine; -o is then a folder of part files",
+    )
+    add("--ray-address", metavar="ADDR", help="of the cluster (default: this machine alone)")
+    add("--ray-workers", type=_positive, metavar="N", help="default: one per GPU, or per 4 cores")
     _add_model_arguments(parser, several=True)
     add("--num-captions", type=_positive, metavar="N", help="captions per photo (1)")
-    _add_length_arguments(parser)
-    add("--no-repeat-ngram", type=_positive, metavar="N", help="no N words in a row occur twice")
-    add("--ban", action="append", metavar="WORD", help="never say this word; repeatable")
-    add("--require", action="append", metavar="WORD", help="always say this word; repeatable")
-    add(
-        "--diverse",
-        dest="groups",
-        type=_positive,
-        metavar="G",
-        help="search in G groups of beams that avoid each other's words",
-    )
-    add("--sample", action="store_true", default=None, help="draw words by their probability")
-    add("--temperature", type=float, metavar="T", help="below 1 draws likely words more often (1)")
-    add("--top-k", type=_positive, metavar="K", help="draw among the K likeliest words")
-    add("--top-p", type=float, metavar="P", help="draw among the likeliest words of probability P")
-    add("--seed", type=int, metavar="N", help="of the draws (0); a photo's are its own")
-    add(
-        "--mbr",
-        type=_positive,
-        metavar="N",
-        help="of N sentences, take the one that agrees most with the others (by CIDEr-D)",
-    )
+    _add_search_arguments(parser)
+
+
+def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``captioner merge`` takes."""
+    add = parser.add_argument
+    add("output", metavar="OUTPUT", help="what -o of the shards said; replaced if it is there")
+    add("--errors", metavar="FILE", help="write failures here: JSON Lines, itself a valid PATH")
+    add("-q", "--quiet", action="store_true", help="no summary")
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +102,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--results-out", metavar="FILE", help="write the captions here, as COCO results JSON")
     add("--report", metavar="DIR", help="write a page to look at here: DIR/index.html")
     _add_model_arguments(parser)
-    _add_length_arguments(parser)
+    _add_search_arguments(parser)
 
 
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +113,18 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     _add_reference_arguments(parser, required=False)
     add("--seed", type=int, default=0, metavar="N", help="of the random resamples (0)")
     add("--json", metavar="FILE", help="write all figures here")
+
+
+def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``captioner demo`` takes."""
+    add = parser.add_argument
+    text = "default: the shipped model; given several times, the page lets you choose"
+    add("-m", "--model", action="append", default=[], metavar="FILE", help=text)
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    add("--port", type=_positive, metavar="N", help="default: the first free one from 7860")
+    add("--queue", type=_positive, default=32, metavar="N", help="visitors that may wait (32)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--open", action="store_true", help="open the page in a browser")
 
 
 def _add_reference_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -124,15 +146,16 @@ def _add_model_arguments(parser: argparse.ArgumentParser, several: bool = False)
         add("-m", "--model", action="append", metavar="FILE", help=text)
     else:
         add("-m", "--model", metavar="FILE", help="default: the shipped model")
-    add("--beam", type=_positive, metavar="K", help="beam width (3); 1 is greedy")
     add("--batch-size", type=_positive, default=32, metavar="N", help="photos at a time (32)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     add("-q", "--quiet", action="store_true", help="no progress bar, no summary")
 
 
-def _add_length_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a photo's sentence is found, whatever is then done with it."""
     add = parser.add_argument
+    add("--beam", type=_positive, metavar="K", help="beam width (3); 1 is greedy")
     add("--min-length", type=_positive, metavar="N", help="fewest words (1)")
     add("--max-length", type=_positive, metavar="N", help="most words (24)")
     add(
@@ -141,6 +164,37 @@ def _add_length_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="above 0 favours longer captions (0); or 'average': by the mean over the words",
     )
+    add("--no-repeat-ngram", type=_positive, metavar="N", help="no N words in a row occur twice")
+    add("--ban", action="append", metavar="WORD", help="never say this word; repeatable")
+    add("--require", action="append", metavar="WORD", help="always say this word; repeatable")
+    add(
+        "--diverse",
+        dest="groups",
+        type=_positive,
+        metavar="G",
+        help="search in G groups of beams that avoid each other's words",
+    )
+    add("--sample", action="store_true", default=None, help="draw words by their probability")
+    add("--temperature", type=float, metavar="T", help="below 1 draws likely words more often (1)")
+    add("--top-k", type=_positive, metavar="K", help="draw among the K likeliest words")
+    add("--top-p", type=float, metavar="P", help="draw among the likeliest words of probability P")
+    add("--seed", type=int, metavar="N", help="of the draws (0); a photo's are its own")
+    add(
+        "--mbr",
+        type=_positive,
+        metavar="N",
+        help="of N sentences, take the one that agrees most with the others (by CIDEr-D)",
+    )
+
+
+def given_search_options(arguments: argparse.Namespace) -> list[str]:
+    """The search options that were given, as they are written: ``--beam``, ``--diverse``, ..."""
+    flags = {"groups": "diverse"}
+    return [
+        "--" + flags.get(name, name).replace("_", "-")
+        for name in (*_SEARCH, *_WORDS)
+        if getattr(arguments, name, None) is not None
+    ]
 
 
 def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -165,6 +219,20 @@ def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--{option} {wanted} needs --beam {wanted} or more")
     SearchOptions(**{name: value for name, value in options.items() if name not in _WORDS})
     return options
+
+
+def load_captioner(arguments: argparse.Namespace) -> Captioner:
+    """The model, or the models together, that the arguments name."""
+    options = {"device": arguments.device, "precision": arguments.precision}
+    paths = arguments.model if isinstance(arguments.model, list) else [arguments.model]
+    if len(paths) > 1:
+        from captioner.ensemble import Ensemble
+
+        return Ensemble.load(paths, **options)
+
+    from captioner.api import Captioner
+
+    return Captioner.from_pretrained(paths[0], **options)
 
 
 def _penalty(text: str) -> float | str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
+import io
 import json
 import logging
 import os
@@ -21,14 +21,18 @@ from captioner import __version__
 from captioner.arguments import (
     add_caption_arguments,
     add_compare_arguments,
+    add_demo_arguments,
     add_evaluate_arguments,
+    add_merge_arguments,
+    given_search_options,
+    load_captioner,
     search_options,
 )
 from captioner.errors import CaptionerError, ConfigError
+from captioner.prepare.arguments import add_prepare_arguments
 
 if TYPE_CHECKING:
-    from captioner.api import Caption, Captioner
-    from captioner.batch.rowfile import Mode
+    from captioner.api import Caption
     from captioner.data.examples import Example
 
 
@@ -42,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _replace_closed_streams()
     parser, commands = _build_parser()
     arguments = argparse.Namespace()
     try:
@@ -56,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        _complain("interrupted" + _how_to_go_on(arguments))
+        from captioner.batch.command import how_to_go_on
+
+        _complain("interrupted" + how_to_go_on(arguments))
         return 130
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):  # else Python complains at exit
@@ -69,68 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _caption(arguments: argparse.Namespace) -> int:
     """Caption photos."""
-    from captioner.batch.formats import JsonLinesFormat
-    from captioner.batch.progress import Progress
-    from captioner.batch.rowfile import RowFile
-    from captioner.batch.sinks import open_sink
-    from captioner.batch.sources import count_photos, open_sources
-    from captioner.batch.strips import StripFolder
+    from captioner.batch.command import caption_command
 
-    search = search_options(arguments)
-    _check_outputs(arguments)
-    mode: Mode = "new"
-    if arguments.resume or arguments.overwrite:
-        mode = "resume" if arguments.resume else "overwrite"
-    places = {"recursive": arguments.recursive, "image_root": arguments.image_root}
-    items = open_sources(arguments.paths, null_separated=arguments.null, **places)
-    first = next(items, None)
-    if first is None:
-        hint = "" if arguments.recursive else "; --recursive searches subfolders too"
-        raise ConfigError(f"no photos in {', '.join(arguments.paths)}{hint}")
-    bare = [first.name] == arguments.paths and not (arguments.output or arguments.format)
-    with contextlib.ExitStack() as on_failure:
-        sink = open_sink(
-            arguments.output,
-            arguments.format,
-            mode=mode,
-            captions=search.get("num_captions", 1),
-            attention=arguments.attention_json,
-            bare=bare,
-        )
-        on_failure.callback(sink.close, complete=False)
-        errors = None
-        if arguments.errors:
-            # Written anew when resuming: the failures that were kept are in the output.
-            path = _path(arguments.errors)
-            errors = RowFile(path, JsonLinesFormat(), "new" if mode == "new" else "overwrite")
-            on_failure.callback(errors.close, complete=False)
-        strips = StripFolder(arguments.attention) if arguments.attention else None
-        captioner = _load(arguments)
-        on_failure.pop_all()  # from here on the run closes them
+    return caption_command(arguments)
 
-    from captioner.batch.run import run
 
-    to_terminal = arguments.output is None and sys.stdout.isatty()  # a bar would be in the way
-    bar = not (arguments.quiet or bare or to_terminal) and sys.stderr.isatty()
-    with Progress(bar, lambda: count_photos(arguments.paths, **places)) as progress:
-        summary = run(
-            captioner,
-            itertools.chain([first], items),
-            sink,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            strips=strips,
-            errors=errors,
-            fail_fast=arguments.fail_fast,
-            progress=progress,
-            **search,
-        )
-    if summary.stopped_by:
-        message = f"stopped at the first failure: {summary.stopped_by}"
-        _complain(message + _how_to_go_on(arguments))
-    if not (arguments.quiet or bare):
-        print(*summary.lines(), sep="\n", file=sys.stderr)
-    return 0 if summary.ok else 1
+def _merge(arguments: argparse.Namespace) -> int:
+    """Put the shards of a run together."""
+    from captioner.batch.command import merge_command
+
+    return merge_command(arguments)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    """Make captioned photos ready for training."""
+    from captioner.prepare.command import prepare
+
+    return prepare(arguments)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -139,12 +101,26 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)  # its errors come at once
 
+    from captioner.training.distributed import process_group, rank, restarted
     from captioner.training.loop import Trainer
+    from captioner.training.state import has_state
 
-    trainer = Trainer(config, resume=arguments.resume)
-    metrics = trainer.run()
-    print(json.dumps({"out": config.out, "step": trainer.step, **metrics}))
+    with process_group(config.device):
+        resume = arguments.resume or (restarted() and has_state(config.out))
+        trainer = Trainer(config, resume=resume)
+        metrics = trainer.run()
+        if rank() == 0:
+            print(json.dumps({"out": config.out, "step": trainer.step, **metrics}))
     return 0 if trainer.step >= trainer.total_steps else 130
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    """Draw the curves of training runs."""
+    from captioner.training.plot import plot_runs
+
+    plot_runs(arguments.runs, arguments.output)
+    print(arguments.output)
+    return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -156,7 +132,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from captioner.data.splits import read_captions
 
     examples = read_captions(arguments.captions, arguments.images, arguments.split)
-    captioner = _load(arguments)
+    captioner = load_captioner(arguments)
 
     from captioner.evaluation.evaluate import evaluate
     from captioner.evaluation.report import ReportPhoto, write_report
@@ -192,11 +168,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _evaluate_results(arguments: argparse.Namespace) -> int:
     """Score a file of captions."""
-    others = ("model", "beam", "min_length", "max_length", "length_penalty")
-    for name in (*others, "faithfulness", "results_out"):
-        if getattr(arguments, name):
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} is for scoring a model; --results scores captions")
+    others = [name for name in ("model", "faithfulness", "results_out") if getattr(arguments, name)]
+    options = ["--" + name.replace("_", "-") for name in others]
+    for option in (*options, *given_search_options(arguments)):
+        raise ConfigError(f"{option} is for scoring a model; --results scores captions")
 
     from captioner.data.splits import read_captions
     from captioner.evaluation.chair import read_objects
@@ -243,6 +218,28 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _demo(arguments: argparse.Namespace) -> int:
+    """Serve the demo page."""
+    try:
+        from captioner.demo.app import serve, wait
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ConfigError("the demo needs gradio: pip install 'captioner[demo]'") from None
+    from captioner.demo.models import Models
+
+    page, address = serve(
+        Models.load(arguments.model, device=arguments.device),
+        host=arguments.host,
+        port=arguments.port,
+        queue=arguments.queue,
+        open_browser=arguments.open,
+    )
+    print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)
+    wait(page)
+    return 0
+
+
 def _info(arguments: argparse.Namespace) -> int:
     """Describe a model file."""
     from captioner.info import describe, render
@@ -262,19 +259,6 @@ def _info(arguments: argparse.Namespace) -> int:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _load(arguments: argparse.Namespace) -> Captioner:
-    options = {"device": arguments.device, "precision": arguments.precision}
-    paths = arguments.model if isinstance(arguments.model, list) else [arguments.model]
-    if len(paths) > 1:
-        from captioner.ensemble import Ensemble
-
-        return Ensemble.load(paths, **options)
-
-    from captioner.api import Captioner
-
-    return Captioner.from_pretrained(paths[0], **options)
-
-
 def _training_captions(path: str | None) -> frozenset[tuple[str, ...]] | None:
     """The captions of a training set, to find copies of them."""
     if path is None:
@@ -284,22 +268,6 @@ def _training_captions(path: str | None) -> frozenset[tuple[str, ...]] | None:
 
     examples = read_captions(path, missing="ignore")
     return training_captions(caption for example in examples for caption in example.captions)
-
-
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse to write over what is read, or two things into one file."""
-    outputs = [path for path in (arguments.output, arguments.errors) if path is not None]
-    if len({os.path.abspath(path) for path in outputs}) < len(outputs):
-        raise ConfigError("-o and --errors name the same file")
-    for output, source in itertools.product(outputs, arguments.paths):
-        if os.path.isfile(output) and os.path.isfile(source) and os.path.samefile(output, source):
-            raise ConfigError(f"{output} is among the sources: choose another output")
-
-
-def _how_to_go_on(arguments: argparse.Namespace) -> str:
-    if getattr(arguments, "output", None) is None and getattr(arguments, "format", "") != "sidecar":
-        return ""
-    return "; what was written is kept: the same command with --resume goes on"
 
 
 def _write_json(path: str, value: Any) -> None:
@@ -318,6 +286,21 @@ def _path(name: str) -> Any:
 
 def _complain(message: str) -> None:
     print(f"captioner: {message}", file=sys.stderr)
+
+
+def _replace_closed_streams() -> None:
+    """Open the standard streams that the caller closed, or the next files would take their place.
+
+    Reading or writing data there fails then, as it should; messages go nowhere.
+    """
+    for name, flags, mode in (
+        ("stdin", os.O_WRONLY, "rb"),
+        ("stdout", os.O_RDONLY, "wb"),
+        ("stderr", os.O_WRONLY, "wb"),
+    ):
+        if getattr(sys, name) is None:
+            raw: Any = open(os.open(os.devnull, flags), mode, buffering=0)  # noqa: SIM115
+            setattr(sys, name, io.TextIOWrapper(raw, encoding="utf-8", write_through=True))
 
 
 class _StderrHandler(logging.Handler):
@@ -356,14 +339,23 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         return command
 
     add_caption_arguments(add("caption", _caption, "caption photos"))
+    add_merge_arguments(add("merge", _merge, "put together what caption --shard has made"))
+    prepare = "get a data set, or check and split your own captions"
+    add_prepare_arguments(add("prepare", _prepare, prepare, logging.INFO))
     train = add("train", _train, "train a model by a recipe", logging.INFO)
     train.add_argument("config", metavar="CONFIG", help="recipe, a YAML file")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="optim.epochs=3, ...")
     train.add_argument("--resume", action="store_true", help="go on with the run in its folder")
+    plot = add("plot", _plot, "draw the curves of training runs side by side")
+    plot.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or its log.jsonl")
+    plot.add_argument(
+        "-o", "--output", default="curves.png", metavar="FILE", help="a PNG file (curves.png)"
+    )
     add_evaluate_arguments(
         add("evaluate", _evaluate, "score a model, or a file of captions, on captioned photos")
     )
     add_compare_arguments(add("compare", _compare, "tell whether one set of captions is better"))
+    add_demo_arguments(add("demo", _demo, "open a page that shows what each word looked at"))
     info = add("info", _info, "describe a model file")
     info.add_argument("model", nargs="?", metavar="FILE", help="default: the shipped model")
     info.add_argument("--json", action="store_true", help="everything, as JSON")

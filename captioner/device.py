@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Literal
 
 import torch
@@ -15,11 +16,18 @@ Precision = Literal["auto", "fp32", "bf16"]
 def resolve_device(name: str = "auto") -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
 
+    With ``auto``, each of the processes that ``torchrun`` starts on a machine gets its own GPU:
+    the one that ``LOCAL_RANK`` counts to, round and round if there are fewer GPUs.
+
     Raises:
         ConfigError: The device is unknown or absent.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if "LOCAL_RANK" in os.environ:
+            return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        return torch.device("cuda")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

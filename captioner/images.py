@@ -13,12 +13,15 @@ import importlib
 import io
 import os
 import stat
+import threading
+from collections.abc import Iterator
 from typing import IO, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from captioner.errors import ImageError
+from captioner.pixels import grey_16_to_8_bits, upright_rgb
 from captioner.preprocess import Preprocess, cell_box, grid_to_image
 
 __all__ = [
@@ -36,6 +39,12 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndar
 MAX_PIXELS = 178_956_970
 """Most pixels a picture may declare (the bound at which Pillow itself refuses)."""
 
+# Decoders that hold several copies of the picture, 15 to 20 bytes a pixel where others hold 4.
+_HUNGRY = ("WEBP", "AVIF", "HEIF")
+_MAX_BYTES = 1 << 28  # of a file that they read whole
+_MAX_SCANS = 100  # of a progressive JPEG; the usual number is 10
+_AT_ONCE = 1 << 26  # pixels that threads together may be decoding, unless it is a single picture
+
 # Plain pixel formats only. Pillow also reads EPS, PDF-like and vendor formats, some of which start
 # other programs; a captioning service must not hand them a stranger's file.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
@@ -47,17 +56,6 @@ IMAGE_SUFFIXES = frozenset({
 })
 # fmt: on
 """Lower-case file endings that a folder search takes for pictures."""
-
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def open_image(
@@ -75,7 +73,8 @@ def open_image(
             uint16, bool, or floats within 0..1.
         max_pixels: Refuse pictures that declare more pixels than this, before decoding them.
         shrink_to: Let the JPEG decoder shrink by 2, 4 or 8 while the shorter side stays at least
-            this long: much quicker for camera photos. Other formats keep their full size.
+            this long: much quicker for camera photos. Other formats keep their full size up to 16
+            megapixels; beyond, they are averaged down to no less than three times this side.
 
     Raises:
         ImageError: In one line: the picture's name and why it cannot be used. Damaged and truncated
@@ -83,13 +82,16 @@ def open_image(
     """
     try:
         if isinstance(source, np.ndarray):
-            image = _from_array(source, max_pixels)
+            image = upright_rgb(_from_array(source, max_pixels), None)
         elif isinstance(source, Image.Image):
-            image = _decode(source, max_pixels, None)
+            image = upright_rgb(_decode(source, max_pixels, None), None)
         else:
             with _open_stream(source) as stream:
-                image = _decode(_identify(stream), max_pixels, shrink_to)
-        image = _to_rgb(_upright(image))
+                image = _identify(stream)
+                if "progressive" in image.info:
+                    _check_scans(stream)
+                with _room.taken(_pixels_to_decode(image, max_pixels, shrink_to)):
+                    image = upright_rgb(_decode(image, max_pixels, shrink_to), shrink_to)
     except Exception as error:  # decoders raise anything: SyntaxError, struct.error, MemoryError...
         raise ImageError(f"{_name(source)}: {_explain(error)}") from error
     image.info = {}  # a kept EXIF block would turn the picture a second time
@@ -164,6 +166,8 @@ def _identify(stream: IO[bytes]) -> Image.Image:
         factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or accept is None or accept(prefix) is not True:
             continue
+        if name in _HUNGRY and (size := stream.seek(0, os.SEEK_END)) > _MAX_BYTES:
+            raise ImageError(f"too large for a {name} picture: {size:,} bytes")
         stream.seek(0)
         try:
             return factory(stream, "")
@@ -184,6 +188,48 @@ def _damaged(format_name: str | None, error: Exception) -> ImageError:
     return ImageError(f"damaged or truncated {format_name or 'image'} data ({_explain(error)})")
 
 
+class _Room:
+    """Keeps what the threads of this process decode at a time within memory.
+
+    Args:
+        pixels: That may be in work together. A picture that is larger waits until it is alone.
+    """
+
+    def __init__(self, pixels: int):
+        self.pixels = pixels
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait for room for a picture, and hold it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self.pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_room = _Room(_AT_ONCE)
+
+
+def _pixels_to_decode(image: Image.Image, max_pixels: int, shrink_to: int | None) -> int:
+    """How many pixels a decoder will hold, in pictures of 4 bytes a pixel."""
+    width, height = image.size
+    progressive = "progressive" in image.info  # such a decoder collects the whole picture
+    if image.format in _HUNGRY or (progressive and image.mode == "CMYK"):
+        _check_size(width, height, min(max_pixels, max(max_pixels, MAX_PIXELS) // 3))
+        return 4 * width * height
+    if image.format not in ("JPEG", "MPO") or progressive:
+        return width * height
+    ratio = max(1, min(width, height) // shrink_to) if shrink_to else 1
+    return width * height // min(8, 1 << (ratio.bit_length() - 1)) ** 2
+
+
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"the picture has no pixels ({width} x {height})")
@@ -192,6 +238,19 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
             f"{width:,} x {height:,} = {width * height:,} pixels is over the limit of "
             f"{max_pixels:,} (a decompression bomb?)"
         )
+
+
+def _check_scans(stream: IO[bytes]) -> None:
+    """Refuse a JPEG of a few kilobytes that would keep the decoder busy for hours.
+
+    It goes through the whole picture once for each scan, however empty the scan is.
+    """
+    position = stream.tell()
+    stream.seek(0)
+    scans = sum(block.count(b"\xff\xda") for block in iter(lambda: stream.read(1 << 20), b""))
+    stream.seek(position)
+    if scans > _MAX_SCANS:
+        raise ImageError(f"a JPEG of {scans:,} scans: over the limit of {_MAX_SCANS} (a bomb?)")
 
 
 def _decode(image: Image.Image, max_pixels: int, shrink_to: int | None) -> Image.Image:
@@ -207,56 +266,6 @@ def _decode(image: Image.Image, max_pixels: int, shrink_to: int | None) -> Image
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn the picture as its EXIF block says; a damaged block is ignored.
-
-    Runs after decoding, when TIFF has turned itself and PNG has met a late eXIf chunk.
-    """
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:
-        orientation = 1
-    transpose = _UPRIGHT.get(orientation)
-    return image if transpose is None else image.transpose(transpose)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to a new 8-bit RGB image."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_grey_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
-    if image.mode == "La":  # premultiplied; Pillow goes from it to LA only
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", rgba.size, "white")
-        image.paste(rgba, mask=rgba.getchannel("A"))
-        return image
-    return image.convert("RGB")  # copies when the mode is RGB already
-
-
-def _grey_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scale a 16-bit, 32-bit or float greyscale picture to uint8.
-
-    White is 65535 in the 16-bit modes. Modes I and F do not say, so white is the first of 1 (F
-    only), 255 and 65535 that the values stay below; values outside all of these are stretched.
-    """
-    if mode.startswith("I;16"):
-        return _16_to_8_bits(values)
-    values = np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 65535:
-        values, white = values - low, (high - low) or 1.0
-    else:
-        white = next(w for w in (1, 255, 65535) if high <= w and (w > 1 or mode == "F"))
-    return np.round(values * (255.0 / white)).astype(np.uint8)
-
-
-def _16_to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Round 0..65535 to 0..255 by table: no 32-bit copy of a large picture is made."""
-    table: np.ndarray = np.round(np.arange(65536) / 257).astype(np.uint8)
-    return np.take(table, values)
-
-
 def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
     """Make an L, RGB or RGBA image from an array, or say what is wrong with the array."""
     if array.ndim == 3 and array.shape[2] == 1:
@@ -270,7 +279,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        array = _16_to_8_bits(array)
+        array = grey_16_to_8_bits(array)
     elif array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):  # also true of NaN

@@ -15,6 +15,35 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 _MAX_BYTES = 256 * 1024**2
 """Largest member that is read: several are held in memory at once."""
+_MAX_HEADER = 1024**2
+"""Longest name or extended attribute, which `tarfile` reads before it gives the member."""
+_READ_WHOLE = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Header(tarfile.TarInfo):
+    """Headers without what `tarfile` forgives: it takes a damaged one for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _READ_WHOLE and header.size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a name of {header.size:,} bytes")
+        return header
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # zeros: the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset:,}") from None
 
 
 def read_archive(path: str) -> Iterator[Item]:
@@ -28,7 +57,7 @@ def read_archive(path: str) -> Iterator[Item]:
     """
     found = 0
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep all of them
                 folder_and_name = member.name.rsplit("/", 1)
@@ -36,7 +65,6 @@ def read_archive(path: str) -> Iterator[Item]:
                     continue
                 if os.path.splitext(member.name)[1].lower() not in IMAGE_SUFFIXES:
                     continue
-                found += 1
                 name = f"{path}/{member.name}"
                 if member.size > _MAX_BYTES:
                     yield Item(name, error=f"too large: {member.size:,} bytes in the archive")
@@ -46,11 +74,8 @@ def read_archive(path: str) -> Iterator[Item]:
                 data = file.read()
                 if len(data) < member.size:
                     raise EOFError(f"{member.name} is cut short")
+                found += 1
                 yield Item(name, data)
-            # A whole archive ends with a block of zeros, which has been read now.
-            stream = archive.fileobj
-            if stream is not None and stream.tell() < archive.offset + tarfile.BLOCKSIZE:
-                raise EOFError("its end is missing")
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             yield Item(path, error=error.strerror)

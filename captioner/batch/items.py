@@ -24,12 +24,14 @@ class Item:
         source: The photo itself.
         id: Its id in the manifest, if it has one.
         error: Why the source cannot give this photo; ``source`` is then not looked at.
+        index: Its place in the whole run, from 0, where several processes share it.
     """
 
     name: str
     source: ImageSource = b""
     id: int | str | None = None
     error: str | None = None
+    index: int | None = None
 
 
 _CONTROL = {c: repr(chr(c))[1:-1] for c in (*range(32), *range(127, 160), 0x2028, 0x2029)}

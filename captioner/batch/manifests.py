@@ -16,15 +16,15 @@ from typing import IO, Any
 
 from captioner.batch.items import Item
 
-_NAME_KEYS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path")
-_ID_KEYS = ("id", "image_id", "cocoid", "imgid")
+NAME_KEYS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path")
+ID_KEYS = ("id", "image_id", "cocoid", "imgid")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"RIFF")
 _DELIMITERS = ",;\t"
 
 
 def read_text_list(path: str, image_root: str | None = None) -> Iterator[Item]:
     """One file name a line; empty lines are skipped."""
-    roots = _roots(path, image_root)
+    roots = roots_of(path, image_root)
     try:
         with _open_text(path) as file:
             for line in file:
@@ -39,7 +39,7 @@ def read_json_lines(path: str, image_root: str | None = None) -> Iterator[Item]:
 
     The command's own results and ``--errors`` files are such manifests.
     """
-    roots = _roots(path, image_root)
+    roots = roots_of(path, image_root)
     try:
         with _open_text(path) as file:
             for number, line in enumerate(file, start=1):
@@ -50,7 +50,7 @@ def read_json_lines(path: str, image_root: str | None = None) -> Iterator[Item]:
                 except ValueError as error:
                     yield Item(f"{path}:{number}", error=f"not JSON ({error})")
                 else:
-                    yield _from_record(record, roots, f"{path}:{number}")
+                    yield item_of_record(record, roots, f"{path}:{number}")
     except (OSError, UnicodeError) as error:
         yield _unreadable(path, error)
 
@@ -60,7 +60,7 @@ def read_csv(path: str, image_root: str | None = None) -> Iterator[Item]:
 
     Columns are separated by commas, semicolons or tabs. Without a header the first column is taken.
     """
-    roots = _roots(path, image_root)
+    roots = roots_of(path, image_root)
     try:
         with _open_text(path, newline="") as file:
             first = file.readline()
@@ -73,18 +73,18 @@ def read_csv(path: str, image_root: str | None = None) -> Iterator[Item]:
                     continue
                 if header is None:
                     header = [cell.strip().lower() for cell in cells]
-                    if set(header) & set(_NAME_KEYS):
+                    if set(header) & set(NAME_KEYS):
                         continue
                     header = ["image"]  # no header: this row is a photo already
                 record = dict(zip(header, cells, strict=False))
-                yield _from_record(record, roots, f"{path}:{rows.line_num}")
+                yield item_of_record(record, roots, f"{path}:{rows.line_num}")
     except (OSError, UnicodeError, csv.Error) as error:
         yield _unreadable(path, error)
 
 
 def read_json(path: str, image_root: str | None = None) -> Iterator[Item]:
     """COCO JSON or Karpathy JSON (the photos under ``images``), or a list of objects or names."""
-    roots = _roots(path, image_root)
+    roots = roots_of(path, image_root)
     if image_root is None:
         roots = [os.path.join(os.path.dirname(path), "images"), *roots]
     try:
@@ -101,7 +101,7 @@ def read_json(path: str, image_root: str | None = None) -> Iterator[Item]:
         if isinstance(record, dict) and "filename" in record and record.get("filepath"):
             # Karpathy's COCO photos lie in folders of their own.
             record = {**record, "image": f"{record['filepath']}/{record['filename']}"}
-        yield _from_record(record, roots, f"{path}[{number}]")
+        yield item_of_record(record, roots, f"{path}[{number}]")
 
 
 def read_stdin(null_separated: bool = False) -> Iterator[Item]:
@@ -134,22 +134,22 @@ MANIFESTS: Mapping[str, Callable[[str, str | None], Iterator[Item]]] = {
 """Reader of each file ending: (path, image_root) -> items."""
 
 
-def _from_record(record: Any, roots: Sequence[str], where: str) -> Item:
+def item_of_record(record: Any, roots: Sequence[str], where: str) -> Item:
     """An item from one entry of a manifest; ``where`` names the entry if it is wrong."""
     if isinstance(record, str):
         record = {"image": record}
     if not isinstance(record, dict):
         return Item(where, error="expected an object with 'image', or a file name")
-    name = next((record[key] for key in _NAME_KEYS if record.get(key)), None)
+    name = next((record[key] for key in NAME_KEYS if record.get(key)), None)
     if not isinstance(name, str):
         return Item(where, error="no file name: expected 'image', 'path', 'file' or 'filename'")
-    number = next((record[key] for key in _ID_KEYS if record.get(key) not in (None, "")), None)
+    number = next((record[key] for key in ID_KEYS if record.get(key) not in (None, "")), None)
     if not isinstance(number, (int, str)):
         number = None
     return Item(name, _find(name, roots), number)
 
 
-def _roots(path: str, image_root: str | None) -> list[str]:
+def roots_of(path: str, image_root: str | None) -> list[str]:
     """Folders that a manifest's relative names may be relative to."""
     return [os.path.dirname(path), ""] if image_root is None else [image_root]
 

@@ -18,11 +18,22 @@ class Progress:
         enabled: Whether to show it at all.
         count: Finds how many photos there are, in a thread of its own: a million names take a
             while to list. None, as its result, means that nobody knows.
+        label: What the bar is about.
     """
 
-    def __init__(self, enabled: bool, count: Callable[[], int | None] | None = None):
+    def __init__(
+        self,
+        enabled: bool,
+        count: Callable[[], int | None] | None = None,
+        label: str | None = None,
+    ):
         self._bar = tqdm(
-            unit=" images", disable=not enabled, file=sys.stderr, smoothing=0.1, dynamic_ncols=True
+            desc=label,
+            unit=" images",
+            disable=not enabled,
+            file=sys.stderr,
+            smoothing=0.1,
+            dynamic_ncols=True,
         )
         self._count = count
         if enabled and count is not None:

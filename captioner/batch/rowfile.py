@@ -52,6 +52,8 @@ class RowFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
             self._file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+        except FileExistsError:  # from mkdir
+            raise CaptionerError(f"cannot write {path}: {path.parent} is no folder") from None
         except OSError as error:
             raise CaptionerError(f"cannot write {path}: {error.strerror}") from None
         try:

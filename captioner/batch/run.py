@@ -13,12 +13,14 @@ import itertools
 import logging
 import re
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from captioner.batch.items import Item, Result, escaped, reason
+from captioner.batch.metadata import MetadataFolder
 from captioner.batch.progress import Progress
 from captioner.batch.rowfile import RowFile
 from captioner.batch.sinks import Sink
@@ -44,6 +46,7 @@ class Summary:
         kept: Results of an earlier run.
         kept_failed: How many of these are failures.
         kinds: Number of failures of each kind.
+        uncopied: Number of captioned photos without the copy that was asked for, by reason.
         seconds: Wall-clock time, without loading the model.
         stopped_by: With ``fail_fast``: the failure that ended the run.
     """
@@ -53,24 +56,41 @@ class Summary:
     kept: int = 0
     kept_failed: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
+    uncopied: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     stopped_by: str | None = None
 
+    @classmethod
+    def of_shards(cls, summaries: Iterable[Summary]) -> Summary:
+        """What processes that ran at the same time did together."""
+        total = cls()
+        for summary in summaries:
+            total.captioned += summary.captioned
+            total.failed += summary.failed
+            total.kept += summary.kept
+            total.kept_failed += summary.kept_failed
+            total.kinds.update(summary.kinds)
+            total.uncopied.update(summary.uncopied)
+            total.seconds = max(total.seconds, summary.seconds)
+        return total
+
     @property
     def ok(self) -> bool:
-        """Whether every photo has a caption."""
-        return not (self.failed or self.kept_failed or self.stopped_by)
+        """Whether every photo has a caption, and the copy that was asked for."""
+        return not (self.failed or self.kept_failed or self.uncopied or self.stopped_by)
 
     def lines(self) -> list[str]:
         """For people: ``9,998 captioned, 2 failed, 41 images/s``, then failures by kind."""
-        rate = (self.captioned + self.failed) / max(self.seconds, 1e-9)
         text = f"{self.captioned:,} captioned, {self.failed:,} failed"
-        text += f", {rate:,.0f} images/s" if rate >= 10 else f", {rate:.1f} images/s"
+        if self.seconds:
+            rate = (self.captioned + self.failed) / self.seconds
+            text += f", {rate:,.0f} images/s" if rate >= 10 else f", {rate:.1f} images/s"
         if self.kept:
             text += f"; {self.kept:,} kept from an earlier run"
             text += f" ({self.kept_failed:,} of them failed)" if self.kept_failed else ""
         kinds = [f"  {count:,} × {kind}" for kind, count in self.kinds.most_common(10)]
-        return [text, *kinds]
+        copies = [f"  {count:,} × no copy: {kind}" for kind, count in self.uncopied.most_common(10)]
+        return [text, *kinds, *copies]
 
     def add(self, result: Result) -> None:
         """Count one result."""
@@ -109,21 +129,17 @@ def caption_items(
     def photos() -> Iterator[ImageSource]:
         for item in items:
             waiting.append(item)
-            if item.error is None:
-                yield item.source
-
-    def broken() -> Iterator[tuple[Item, Result]]:
-        while waiting and waiting[0].error is not None:
-            item = waiting.popleft()
-            yield item, item.error or ""
+            # A broken item travels as a picture without data: a million of them do not pile up.
+            yield item.source if item.error is None else b""
 
     stream = captioner.stream(photos(), batch_size=batch_size, workers=workers, **search)
     with contextlib.closing(stream):  # type: ignore[type-var]
         try:
             for result in stream:
-                yield from broken()
                 item = waiting.popleft()
-                if isinstance(result, Failure):
+                if item.error is not None:
+                    yield item, item.error
+                elif isinstance(result, Failure):
                     yield item, reason(item.source, result.error)
                 else:
                     yield item, result
@@ -133,7 +149,6 @@ def caption_items(
             raise CaptionerError(
                 f"the device ran out of memory: lower --batch-size (now {batch_size})"
             ) from None
-    yield from broken()
 
 
 def run(
@@ -143,6 +158,7 @@ def run(
     *,
     batch_size: int = 32,
     strips: StripFolder | None = None,
+    copies: MetadataFolder | None = None,
     errors: RowFile | None = None,
     fail_fast: bool = False,
     progress: Progress | None = None,
@@ -156,6 +172,7 @@ def run(
         sink: Closed at the end, whatever happens.
         batch_size: Photos encoded and decoded together.
         strips: Where attention strips go.
+        copies: Where copies with the caption in their metadata go.
         errors: Also takes the failures, those of the earlier run included; closed at the end.
         fail_fast: Stop before the first failure, which gets no row: a resumed run tries it again.
         progress: The bar.
@@ -167,11 +184,12 @@ def run(
     progress = progress or Progress(enabled=False)
     summary = Summary()
     start = time.monotonic()
-    resumed = _Resume(sink, strips, errors, summary, progress, batch_size)
+    resumed = _Resume(sink, strips, copies, errors, summary, progress, batch_size)
     results = caption_items(captioner, resumed.items(items), batch_size=batch_size, **options)
     complete = False
     try:
-        with contextlib.closing(results):  # type: ignore[type-var]
+        with contextlib.closing(results), warnings.catch_warnings():  # type: ignore[type-var]
+            warnings.filterwarnings("ignore", module="PIL")  # remarks on files that are rows anyway
             for item, result in results:
                 if resumed.is_repeated():
                     continue
@@ -180,16 +198,16 @@ def run(
                         strips.write(item, result)
                     except ImageError as error:
                         result = f"no attention strip: {reason(item.source, str(error))}"
-                if isinstance(result, str):
-                    if fail_fast:
-                        summary.stopped_by = f"{escaped(item.name)}: {result}"
-                        return summary
-                    if not sink.shows_errors:
-                        logger.error("%s: %s", escaped(item.name), result)
-                    if errors is not None:
-                        errors.write(errors.form.encode(item, result) or "")
-                sink.write(item, result)
-                summary.add(result)
+                if copies is not None and not isinstance(result, str):
+                    try:
+                        copies.write(item, result)
+                    except ImageError as error:
+                        logger.warning("%s: captioned, but no copy: %s", escaped(item.name), error)
+                        summary.uncopied[failure_kind(str(error))] += 1
+                if isinstance(result, str) and fail_fast:
+                    summary.stopped_by = f"{escaped(item.name)}: {result}"
+                    return summary
+                deliver(item, result, sink, errors, summary)
                 progress.advance(summary.failed)
         complete = True
     finally:
@@ -202,6 +220,30 @@ def run(
     return summary
 
 
+def deliver(
+    item: Item, result: Result, sink: Sink, errors: RowFile | None, summary: Summary
+) -> None:
+    """Bring one result to all who want it.
+
+    Args:
+        item: The photo.
+        result: Its caption or failure.
+        sink: Takes it; failures that it does not show are logged.
+        errors: Takes failures.
+        summary: Counts it.
+
+    Raises:
+        CaptionerError: It cannot be written.
+    """
+    if isinstance(result, str):
+        if not sink.shows_errors:
+            logger.error("%s: %s", escaped(item.name), result)
+        if errors is not None:
+            errors.write(errors.form.encode(item, result) or "")
+    sink.write(item, result)
+    summary.add(result)
+
+
 class _Resume:
     """Skips what an earlier run has done, but for the last few batches, which are repeated."""
 
@@ -209,6 +251,7 @@ class _Resume:
         self,
         sink: Sink,
         strips: StripFolder | None,
+        copies: MetadataFolder | None,
         errors: RowFile | None,
         summary: Summary,
         progress: Progress,
@@ -216,6 +259,7 @@ class _Resume:
     ):
         self.sink = sink
         self.strips = strips
+        self.copies = copies
         self.errors = errors
         self.summary = summary
         self.progress = progress
@@ -230,7 +274,6 @@ class _Resume:
     def items(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items still to caption, after the repeated ones."""
         batches: deque[list[Item]] = deque([[]], maxlen=_REPEATED + 1)  # the last that are done
-        photos = 0  # in the last of them
         skipping = True
         for item in items:
             if item.error is None:
@@ -240,10 +283,8 @@ class _Resume:
                 self._note(item, kept.error)
                 if skipping:
                     batches[-1].append(item)
-                    photos += item.error is None
-                    if photos == self.batch_size:
+                    if len(batches[-1]) == self.batch_size:
                         batches.append([])
-                        photos = 0
                 continue
             if skipping:
                 skipping = False
@@ -259,6 +300,8 @@ class _Resume:
         if error is None:
             if self.strips is not None:
                 self.strips.claim(item)
+            if self.copies is not None and not self.copies.has(item):
+                self.summary.uncopied["none was made by the earlier run"] += 1
         else:
             self.summary.kept_failed += 1
             if self.errors is not None:

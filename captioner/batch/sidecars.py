@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 
 from captioner.batch.atomic import write_atomically
 from captioner.batch.formats import Kept, sentences
 from captioner.batch.items import Item, Result
 from captioner.batch.rowfile import Mode
+
+_CLAIMS = 100_000  # far more than photos are in work at once
 
 
 class SidecarSink:
@@ -21,14 +24,14 @@ class SidecarSink:
 
     def __init__(self, mode: Mode = "new"):
         self.mode = mode
-        self._claimed: set[str] = set()
+        self._claimed: OrderedDict[str, None] = OrderedDict()  # latest last
 
     def kept(self, item: Item) -> Kept | None:
         """See `sinks.Sink.kept`."""
         path = _sidecar(item)
         if self.mode != "resume" or path is None or not os.path.exists(path):
             return None
-        self._claimed.discard(path)
+        self._claimed.pop(path, None)
         return Kept(item.name, None)
 
     def refuse(self, item: Item) -> str | None:
@@ -40,15 +43,22 @@ class SidecarSink:
             return f"another photo has the sidecar {os.path.basename(path)} too"
         if self.mode == "new" and os.path.lexists(path):
             return "its sidecar exists already (--resume keeps it, --overwrite replaces it)"
-        self._claimed.add(path)
+        self.claim(item)
         return None
+
+    def claim(self, item: Item) -> None:
+        """Reserve an item's sidecar until it is written; another process may do that."""
+        if (path := _sidecar(item)) is not None:
+            self._claimed[path] = None
+            if len(self._claimed) > _CLAIMS:  # the others' are never seen written
+                self._claimed.popitem(last=False)
 
     def write(self, item: Item, result: Result) -> None:
         """See `sinks.Sink.write`."""
         path = _sidecar(item)
         if path is None:
             return
-        self._claimed.discard(path)
+        self._claimed.pop(path, None)
         if isinstance(result, str):
             return
         write_atomically(path, "\n".join([*sentences(result), ""]).encode())

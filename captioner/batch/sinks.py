@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from captioner.batch.formats import (
     BareFormat,
@@ -20,12 +20,14 @@ from captioner.batch.formats import (
     to_json,
 )
 from captioner.batch.items import Item, Result
+from captioner.batch.parquet_sink import write_parquet
+from captioner.batch.parquet_source import import_pyarrow
 from captioner.batch.rowfile import Mode, RowFile
 from captioner.batch.sidecars import SidecarSink
 from captioner.errors import CaptionerError, ConfigError
 from captioner.files import replacing
 
-FORMATS = ("text", "jsonl", "csv", "json", "coco", "sidecar")
+FORMATS = ("text", "jsonl", "csv", "json", "coco", "sidecar", "parquet")
 _SUFFIXES = {
     ".txt": "text",
     ".tsv": "text",
@@ -33,6 +35,7 @@ _SUFFIXES = {
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".json": "json",
+    ".parquet": "parquet",
 }
 _ARRAYS = ("json", "coco")
 
@@ -78,7 +81,7 @@ def open_sink(
         form: One of `FORMATS`; None takes it from the file's ending, or text.
         mode: What to do if the output is there already.
         captions: Captions a photo.
-        attention: JSON formats: add the attention maps.
+        attention: JSON formats and Parquet: add the attention maps.
         bare: Without ``output`` and ``form``: print the captions without names.
 
     Raises:
@@ -89,25 +92,42 @@ def open_sink(
         if output is not None:
             raise ConfigError("sidecars are written beside the photos: leave -o out")
         return SidecarSink(mode)
+    if form == "parquet" and output is None:
+        raise ConfigError("Parquet needs a file: add -o")
     if output is None:
         if mode == "resume":
             raise ConfigError("--resume needs a file to go on with: add -o")
         if form is None and bare:
             return StreamSink(BareFormat())
         return _stream(form or "text", captions, attention)
-    path = Path(output)
-    if form is None:
-        form = _SUFFIXES.get(path.suffix.lower())
-        if form is None:
-            known = ", ".join(_SUFFIXES)
-            raise ConfigError(f"-o {output}: end it in one of {known}, or add --format")
+    path, form = Path(output), format_of(output, form)
     if path.is_dir():
         raise ConfigError(f"-o {output} is a folder: name a file in it")
     if path.exists() and not path.is_file():  # a pipe or a device: nothing to keep or to lock
+        if form == "parquet":
+            raise ConfigError(f"-o {output}: Parquet needs a regular file")
         return _stream(form, captions, attention, path)
-    if form in _ARRAYS:
-        return ArraySink(path, mode, attention=attention, coco=form == "coco")
+    if form == "parquet":
+        import_pyarrow()  # its absence should be told before the work
+        return WholeSink(path, mode, write_parquet, attention=attention)
+    if form == "coco":
+        return CocoSink(path, mode)
+    if form == "json":
+        return WholeSink(path, mode, _write_array, attention=attention)
     return RowSink(RowFile(path, _records(form, captions, attention), mode))
+
+
+def format_of(output: str, form: str | None = None) -> str:
+    """The format of a file: the one asked for, or else by its ending.
+
+    Raises:
+        ConfigError: Its ending says nothing.
+    """
+    form = form or _SUFFIXES.get(Path(output).suffix.lower())
+    if form is None:
+        known = ", ".join(_SUFFIXES)
+        raise ConfigError(f"-o {output}: end it in one of {known}, or add --format")
+    return form
 
 
 def _records(form: str, captions: int, attention: bool) -> Format:
@@ -140,6 +160,7 @@ class StreamSink:
         self._array = array
         self._written = 0
         self._file: TextIO = sys.stdout
+        self._name = path or "standard output"
         if path is not None:
             self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115
         elif hasattr(sys.stdout, "reconfigure"):
@@ -164,16 +185,23 @@ class StreamSink:
         elif not self._written:
             record = self.records.header + record
         self._written += 1
-        self._file.write(record)
-        self._file.flush()
+        self._write(record)
 
     def close(self, complete: bool) -> None:
         """See `Sink.close`."""
-        if self._array:
-            self._file.write("\n]\n" if self._written else "[]\n")
-        self._file.flush()
+        self._write(("\n]\n" if self._written else "[]\n") if self._array else "")
         if self._file is not sys.stdout:
             self._file.close()
+
+    def _write(self, text: str) -> None:
+        try:
+            if text:  # a closed pipe is none of our business while there is nothing to say
+                self._file.write(text)
+            self._file.flush()
+        except BrokenPipeError:  # its reader has seen enough
+            raise
+        except OSError as error:
+            raise CaptionerError(f"cannot write {self._name}: {error.strerror}") from None
 
 
 class RowSink:
@@ -241,38 +269,35 @@ class RowSink:
             )
 
 
-class ArraySink(RowSink):
-    """One JSON array: results are kept in ``FILE.partial`` and become the array at the end.
+class WholeSink(RowSink):
+    """A file that cannot grow: results are kept in ``FILE.partial`` and become it at the end.
 
     Args:
         path: The file.
         mode: What to do if it or its ``.partial`` is there.
+        convert: Makes the file (second argument) of JSON Lines (first), without holding them all.
         attention: Add the attention maps.
-        coco: Write COCO results, ``{"image_id", "caption"}``, without failed photos.
 
     Raises:
         CaptionerError: The file is there already, or cannot be written.
     """
 
-    def __init__(self, path: Path, mode: Mode, *, attention: bool = False, coco: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        mode: Mode,
+        convert: Callable[[Path, Path], None],
+        *,
+        attention: bool = False,
+    ):
         self.path = path
-        self.coco = coco
+        self._convert = convert
         partial = path.with_name(path.name + ".partial")
         going_on = mode == "overwrite" or (mode == "resume" and partial.exists())
         if not going_on and path.exists() and path.stat().st_size:
             hint = "is complete" if mode == "resume" else "exists already"
             raise CaptionerError(f"{path} {hint}: --overwrite writes it anew")
         super().__init__(RowFile(partial, JsonLinesFormat(attention), mode))
-        self.shows_errors = not coco
-
-    def refuse(self, item: Item) -> str | None:
-        """See `Sink.refuse`."""
-        return CocoFormat().refuse(item) if self.coco else None
-
-    def write(self, item: Item, result: Result) -> None:
-        """See `Sink.write`."""
-        number = coco_id(item) if self.coco else item.id
-        super().write(Item(item.name, id=number), result)
 
     def close(self, complete: bool) -> None:
         """See `Sink.close`."""
@@ -280,26 +305,61 @@ class ArraySink(RowSink):
             self.file.flush()
             try:
                 with replacing(self.path) as temporary:
-                    self._write_array(temporary)
+                    self._convert(self.file.path, temporary)
             except OSError as error:
                 self.file.close(complete=False)
                 raise CaptionerError(
-                    f"cannot write {self.path}: {error.strerror}; "
+                    f"cannot write {self.path}: {error.strerror or error}; "
                     f"the results are kept in {self.file.path}: --resume goes on"
                 ) from None
             self.file.path.unlink(missing_ok=True)
         super().close(complete)
 
-    def _write_array(self, path: Path) -> None:
-        separator = "[\n"
-        with open(path, "w", encoding="utf-8") as file:
-            with open(self.file.path, encoding="utf-8", newline="\n") as rows:
-                for line in rows:
-                    row = json.loads(line)
-                    if self.coco and "caption" not in row:
-                        continue
-                    if self.coco:
-                        row = {"image_id": row["id"], "caption": row["caption"]}
-                    file.write(separator + to_json(row))
-                    separator = ",\n"
-            file.write("[]\n" if separator == "[\n" else "\n]\n")
+
+class CocoSink(WholeSink):
+    """COCO results, ``[{"image_id", "caption"}]``, without failed photos.
+
+    Args:
+        path: The file.
+        mode: What to do if it or its ``.partial`` is there.
+
+    Raises:
+        CaptionerError: The file is there already, or cannot be written.
+    """
+
+    def __init__(self, path: Path, mode: Mode):
+        super().__init__(path, mode, _write_coco)
+        self.shows_errors = False
+
+    def refuse(self, item: Item) -> str | None:
+        """See `Sink.refuse`."""
+        return CocoFormat().refuse(item)
+
+    def write(self, item: Item, result: Result) -> None:
+        """See `Sink.write`."""
+        super().write(Item(item.name, id=coco_id(item)), result)
+
+
+def _write_array(rows: Path, target: Path) -> None:
+    """Make one JSON array of JSON Lines."""
+    _write_json(_read_rows(rows), target)
+
+
+def _write_coco(rows: Path, target: Path) -> None:
+    """Make COCO results of JSON Lines."""
+    captioned = (row for row in _read_rows(rows) if "caption" in row)
+    _write_json(({"image_id": row["id"], "caption": row["caption"]} for row in captioned), target)
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8", newline="\n") as lines:
+        yield from map(json.loads, lines)
+
+
+def _write_json(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    separator = "[\n"
+    with open(path, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(separator + to_json(row))
+            separator = ",\n"
+        file.write("[]\n" if separator == "[\n" else "\n]\n")

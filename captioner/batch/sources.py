@@ -13,11 +13,14 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TypeAlias
 
 from captioner.batch.archives import ARCHIVE_SUFFIXES, read_archive
 from captioner.batch.items import Item
 from captioner.batch.manifests import MANIFESTS, read_stdin
+from captioner.batch.parquet_source import PARQUET_SUFFIXES, count_rows, read_parquet
 from captioner.images import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -26,29 +29,36 @@ STDIN = "-"
 STRIP_SUFFIX = ".attention.png"
 """Ending of the attention strips: a folder search leaves them out, they are our own."""
 
+_Reader: TypeAlias = Callable[[str, "str | None"], Iterator[Item]]  # (path, image_root) -> items
+
 
 def open_sources(
     paths: Iterable[str],
     *,
     recursive: bool = False,
     image_root: str | None = None,
+    column: str | None = None,
     null_separated: bool = False,
 ) -> Iterator[Item]:
     """All photos of all sources, in order.
 
     Args:
         paths: Files, folders, glob patterns, ``-`` for names (or one picture) on standard input,
-            ``.txt``/``.csv``/``.tsv``/``.jsonl``/``.json`` manifests, ``.tar`` archives.
+            ``.txt``/``.csv``/``.tsv``/``.jsonl``/``.json`` manifests, ``.tar`` archives,
+            ``.parquet`` tables, folders of such tables.
         recursive: Search subfolders too.
         image_root: What manifests' relative names are relative to; None tries the manifest's own
             folder, its ``images`` folder (COCO JSON), then the working directory.
+        column: The column of Parquet tables that holds the photos; None finds it by its name.
         null_separated: Names on standard input end in NUL, as ``find -print0`` writes them.
     """
     empty = []
     found = 0
     for path in paths:
         before = found
-        for item in _open(path, recursive, image_root, null_separated):
+        for item in _open(
+            path, recursive, image_root, partial(read_parquet, column=column), null_separated
+        ):
             found += 1
             yield item
         if found == before:
@@ -57,43 +67,92 @@ def open_sources(
         logger.warning("no photos in %s", ", ".join(empty))
 
 
+def expand(path: str, *, recursive: bool = False) -> Iterator[str]:
+    """The files that a glob pattern or a folder of tables stands for; all else as it is."""
+    if path != STDIN and glob.has_magic(path) and not os.path.lexists(path):
+        yield from _matches(path)
+    elif os.path.isdir(path) and next(_folder(path, recursive, set()), None) is None:
+        yield from _tables(path)
+    else:
+        yield path
+
+
+def holds_photos(path: str) -> bool:
+    """Whether a file has photos inside: an archive, or a table (which may name them instead)."""
+    return _has_suffix(path, (*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES)) and not os.path.isdir(path)
+
+
 def count_photos(
-    paths: Sequence[str], *, recursive: bool = False, image_root: str | None = None
+    paths: Sequence[str],
+    *,
+    recursive: bool = False,
+    image_root: str | None = None,
+    column: str | None = None,
 ) -> int | None:
     """How many items `open_sources` will give, or None where counting means reading it all."""
     if any(path == STDIN or _has_suffix(path, ARCHIVE_SUFFIXES) for path in paths):
         return None
-    return sum(1 for path in paths for _ in _open(path, recursive, image_root, False))
+    return sum(1 for path in paths for _ in _open(path, recursive, image_root, count_rows))
 
 
 def _open(
-    path: str, recursive: bool, image_root: str | None, null_separated: bool
+    path: str,
+    recursive: bool,
+    image_root: str | None,
+    read_table: _Reader,
+    null_separated: bool = False,
 ) -> Iterator[Item]:
     """The photos of one argument."""
     if path == STDIN:
         return read_stdin(null_separated)
     if os.path.isdir(path):
-        return _folder(path, recursive, set())
+        return _folder_or_tables(path, recursive, image_root, read_table)
     if glob.has_magic(path) and not os.path.lexists(path):
-        return _glob(path, image_root)
-    return _file(path, image_root)
+        return _glob(path, image_root, read_table)
+    return _file(path, image_root, read_table)
 
 
-def _file(path: str, image_root: str | None) -> Iterator[Item]:
-    """One file, which its ending says to be a manifest, an archive or else a picture."""
+def _file(path: str, image_root: str | None, read_table: _Reader) -> Iterator[Item]:
+    """One file, which its ending says to be a manifest, a table, an archive or else a picture."""
     if _has_suffix(path, ARCHIVE_SUFFIXES):
         return read_archive(path)
+    if _has_suffix(path, PARQUET_SUFFIXES):
+        return read_table(path, image_root)
     read = MANIFESTS.get(os.path.splitext(path)[1].lower())
     if read is not None:
         return read(path, image_root)
     return iter((Item(path, path),))
 
 
-def _glob(pattern: str, image_root: str | None) -> Iterator[Item]:
+def _glob(pattern: str, image_root: str | None, read_table: _Reader) -> Iterator[Item]:
     """Files that match, as if each had been named; folders are left out (``**`` enters them)."""
+    for path in _matches(pattern):
+        yield from _file(path, image_root, read_table)
+
+
+def _folder_or_tables(
+    folder: str, recursive: bool, image_root: str | None, read_table: _Reader
+) -> Iterator[Item]:
+    """A named folder; if there is no picture in it, its Parquet tables, as Spark writes them."""
+    empty = True
+    for item in _folder(folder, recursive, set()):
+        empty = False
+        yield item
+    if empty:
+        for path in _tables(folder):
+            yield from read_table(path, image_root)
+
+
+def _matches(pattern: str) -> Iterator[str]:
     for path in sorted(glob.iglob(pattern, recursive=True)):
         if not os.path.isdir(path) and not path.endswith(STRIP_SUFFIX):
-            yield from _file(path, image_root)
+            yield path
+
+
+def _tables(folder: str) -> Iterator[str]:
+    for path in sorted(glob.iglob(os.path.join(glob.escape(folder), "*"))):
+        if _has_suffix(path, PARQUET_SUFFIXES) and not os.path.isdir(path):
+            yield path
 
 
 def _folder(folder: str, recursive: bool, visited: set[tuple[int, int]]) -> Iterator[Item]:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,35 @@ class StripFolder:
     def __init__(self, folder: str):
         self.folder = Path(folder)
         self._taken: set[int] = set()  # hashes, not names: there may be a million
+        self._announced: deque[tuple[int | None, Path]] = deque()  # own ones, not yet claimed
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CaptionerError(f"cannot make the folder {folder}: {error.strerror}") from None
 
+    def announce(self, item: Item, *, own: bool) -> None:
+        """Settle the name of an item's strip before its turn.
+
+        Processes that share the folder each announce all items in order, whether they can be
+        captioned or not, so they agree on names.
+
+        Args:
+            item: The photo.
+            own: Whether this process captions it.
+        """
+        path = self._new_path(item)
+        if own:
+            self._announced.append((item.index, path))
+
     def claim(self, item: Item) -> Path:
         """The path of an item's strip; called once for each captioned item, in order."""
+        while self._announced:  # some may have failed and were never claimed
+            index, path = self._announced.popleft()
+            if index == item.index:
+                return path
+        return self._new_path(item)
+
+    def _new_path(self, item: Item) -> Path:
         stem = os.path.splitext(re.split(r"[/\\]", item.name)[-1])[0]
         plain = re.sub(r"[^\w.-]+", "_", stem).strip("._")[:_LONGEST] or "photo"
         digest = hashlib.sha256(os.fsencode(item.name)).hexdigest()[:8]

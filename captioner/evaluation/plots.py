@@ -47,9 +47,9 @@ def histogram(
     edges = _edges(np.concatenate((data, second)), whole)
     shares = np.histogram(data, edges)[0] / data.size
     second_shares = np.histogram(second, edges)[0] / max(1, second.size)
-    x = _Scale(edges[0], edges[-1], _LEFT, WIDTH - _RIGHT)
-    y = _Scale(0, max(shares.max(), second_shares.max()), HEIGHT - _BOTTOM, _TOP)
-    parts = _y_axis(y, [(v, f"{100 * v:g} %") for v in _ticks(0, y.high)], f"share of {unit}")
+    x = Scale(edges[0], edges[-1], _LEFT, WIDTH - _RIGHT)
+    y = Scale(0, max(shares.max(), second_shares.max()), HEIGHT - _BOTTOM, _TOP)
+    parts = _y_axis(y, [(v, f"{100 * v:g} %") for v in round_ticks(0, y.high)], f"share of {unit}")
     for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True):
         if share:
             where = f"{round(low + 0.5)}" if whole else f"{low:g} to {high:g}"
@@ -63,7 +63,9 @@ def histogram(
         title = f"<title>{escape(others_label)}</title>"
         parts.append(f'<path class="line s1" d="{"".join(steps)}">{title}</path>')
     shift = 0.5 if whole else 0.0
-    ticks = [t for t in _ticks(edges[0] + shift, edges[-1] - shift) if not whole or t == int(t)]
+    ticks = [
+        t for t in round_ticks(edges[0] + shift, edges[-1] - shift) if not whole or t == int(t)
+    ]
     parts += _x_axis(x, [(t, f"{t:g}") for t in ticks], label)
     mean = float(data.mean())
     parts.append(
@@ -95,10 +97,10 @@ def curves(
     """
     bounds = [bound for pairs in bands.values() for pair in pairs for bound in pair]
     every = [v for values in series.values() for v in values] + bounds + [0.0]
-    x = _Scale(math.log(x_values[0]), math.log(x_values[-1]), _LEFT + 10, WIDTH - _RIGHT - 10)
-    y = _Scale(min(every), max(every), HEIGHT - _BOTTOM, _TOP)
+    x = Scale(math.log(x_values[0]), math.log(x_values[-1]), _LEFT + 10, WIDTH - _RIGHT - 10)
+    y = Scale(min(every), max(every), HEIGHT - _BOTTOM, _TOP)
     places = [x(math.log(value)) for value in x_values]
-    parts = _y_axis(y, [(v, f"{v:g}") for v in _ticks(y.low, y.high)], y_label)
+    parts = _y_axis(y, [(v, f"{v:g}") for v in round_ticks(y.low, y.high)], y_label)
     parts += [
         f'<polygon class="band s{n}" points="{_points(places, y, bands[name])}"/>'
         for n, name in enumerate(series)
@@ -118,7 +120,7 @@ def curves(
     return _svg(parts + _x_axis(x, ticks, x_label), f"{y_label} by {x_label}")
 
 
-class _Scale:
+class Scale:
     """A straight line from values to places."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
@@ -126,6 +128,7 @@ class _Scale:
         self._start, self._end = start, end
 
     def __call__(self, value: float) -> float:
+        """The place of a value."""
         share = (value - self.low) / (self.high - self.low)
         return float(self._start + share * (self._end - self._start))
 
@@ -148,7 +151,8 @@ def _step(span: float, most: int) -> float:
     return next(f * power for f in (1, 2, 2.5, 5, 10, 20) if span / (f * power) <= most)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def round_ticks(low: float, high: float) -> list[float]:
+    """Round values from low to high for an axis, six at most or so."""
     step = _step(high - low or 1.0, 6)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(n * step, 10) for n in range(first, last + 1)]
@@ -164,14 +168,14 @@ def _bar(left: float, right: float, top: float, bottom: float, title: str) -> st
     return f'<path class="bar" d="{path}"><title>{escape(title)}</title></path>'
 
 
-def _points(places: list[float], y: _Scale, band: Sequence[tuple[float, float]]) -> str:
+def _points(places: list[float], y: Scale, band: Sequence[tuple[float, float]]) -> str:
     """The outline of a band: along its upper bounds and back along the lower ones."""
     upper = [f"{px:.1f},{y(high):.1f}" for px, (_, high) in zip(places, band, strict=True)]
     lower = [f"{px:.1f},{y(low):.1f}" for px, (low, _) in zip(places, band, strict=True)]
     return " ".join(upper + lower[::-1])
 
 
-def _y_axis(y: _Scale, ticks: list[tuple[float, str]], label: str) -> list[str]:
+def _y_axis(y: Scale, ticks: list[tuple[float, str]], label: str) -> list[str]:
     parts = []
     for value, text in ticks:
         at = y(value)
@@ -188,7 +192,7 @@ def _y_axis(y: _Scale, ticks: list[tuple[float, str]], label: str) -> list[str]:
     return parts
 
 
-def _x_axis(x: _Scale, ticks: list[tuple[float, str]], label: str) -> list[str]:
+def _x_axis(x: Scale, ticks: list[tuple[float, str]], label: str) -> list[str]:
     parts = [
         f'<text x="{x(value):.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">'
         f"{escape(text)}</text>"

@@ -1,0 +1,29 @@
+() => {
+  // A photo pasted or dropped anywhere on the page goes to the photo input.
+  const give = (event, transfer) => {
+    const file = [...(transfer?.files ?? [])].find((each) => each.type.startsWith("image/"));
+    const input = document.querySelector("#photo input[type=file]");
+    if (!file || !input || input.closest("#photo").offsetParent === null) return;
+    event.preventDefault();
+    const list = new DataTransfer();
+    list.items.add(file);
+    input.files = list.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  // Gradio's example thumbnails have no names for those who cannot see them.
+  const name = () => {
+    for (const item of document.querySelectorAll(".gallery-item:not([aria-label])")) {
+      const file = item.querySelector("img")?.src.split("/").pop() ?? "";
+      if (file) item.setAttribute("aria-label", "Example: " + decodeURIComponent(file.split(".")[0]));
+    }
+  };
+  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+  name();
+
+  document.addEventListener("paste", (event) => give(event, event.clipboardData));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    if (!event.defaultPrevented) give(event, event.dataTransfer);
+    event.preventDefault(); // else the browser leaves the page to show the file
+  });
+}

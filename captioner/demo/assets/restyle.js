@@ -1,0 +1,1 @@
+(view, style, strength) => (view && view.sentences ? { ...view, style, strength } : view)

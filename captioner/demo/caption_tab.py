@@ -1,0 +1,138 @@
+"""The first tab: a photo in, its caption out, and what each word looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+
+from captioner.demo.downloads import KINDS, make_file
+from captioner.demo.limits import MODEL_QUEUE
+from captioner.demo.models import Models
+from captioner.demo.payload import error_payload, view_payload
+from captioner.demo.photo import photo_input
+from captioner.demo.settings import Settings, search_options
+from captioner.demo.view import View, caption_photo, score_sentence
+from captioner.demo.viewer import attention_viewer, read_asset
+from captioner.errors import CaptionerError
+
+
+def build(models: Models, examples: Sequence[str], first: View | None = None) -> None:
+    """Lay out the tab inside the current ``gr.Blocks``.
+
+    Args:
+        models: To choose among.
+        examples: Paths of example photos; may be empty.
+        first: What is shown before a photo is given.
+    """
+    with gr.Row(elem_classes="caption-tab"):  # laid out by assets/page.css
+        with gr.Column(elem_classes="input"):
+            photo = photo_input(elem_id="photo")
+            if examples:
+                gr.Examples([[path] for path in examples], photo, label="Examples")
+        with gr.Column(elem_classes="result"):
+            viewer = attention_viewer(view_payload(first) if first else None, elem_id="viewer")
+            own = gr.Textbox(
+                label="Your own sentence: how likely does the model find it?",
+                placeholder="a cup of coffee on a table",
+                submit_btn="Ask",
+                max_lines=1,
+                max_length=300,
+                elem_id="own",
+            )
+            with gr.Row(elem_id="downloads"):
+                takes = {
+                    kind: gr.Button(label, size="sm", elem_id=f"take-{kind}")
+                    for kind, label in KINDS.items()
+                }
+        with (
+            gr.Column(elem_classes="settings"),
+            gr.Accordion("Settings", open=False, elem_id="settings"),
+        ):
+            settings = Settings(models)
+    state = gr.State(first, time_to_live=3600)
+
+    shown, given = [viewer, state], [settings.model, *settings.looks, *settings.search]
+    photo.change(partial(on_photo, models), [photo, *given], shown, **MODEL_QUEUE)
+    gr.on(
+        settings.changes,
+        partial(on_settings, models),
+        [photo, state, *given],
+        shown,
+        trigger_mode="always_last",
+        **MODEL_QUEUE,
+    )
+    own.submit(
+        partial(on_sentence, models),
+        [own, state, settings.model, *settings.looks],
+        shown,
+        **MODEL_QUEUE,
+    )
+    ready = gr.DownloadButton(visible=False)
+    for kind, button in takes.items():
+        button.click(
+            partial(on_download, ready.GRADIO_CACHE, kind),
+            [state, *settings.looks],
+            ready,
+            **MODEL_QUEUE,
+        ).success(None, ready, None, js=read_asset("download.js"))
+    viewer.select(on_choice, state, state, queue=False, api_visibility="private")
+    gr.on(
+        [settings.style.change, settings.strength.change],
+        None,
+        [viewer, *settings.looks],
+        viewer,
+        js=read_asset("restyle.js"),
+    )
+
+
+def on_photo(
+    models: Models, path: str | None, model: str, style: str, strength: float, *search: Any
+) -> tuple[dict[str, Any] | None, View | None]:
+    """Caption a photo: what the viewer shows, and the visitor's state."""
+    if not path:
+        return None, None
+    try:
+        view = caption_photo(models[model], path, search_options(*search))
+    except CaptionerError as error:
+        return error_payload(str(error)), None
+    return view_payload(view, style, strength), view
+
+
+def on_settings(
+    models: Models, path: str | None, view: View | None, *given: Any
+) -> tuple[dict[str, Any] | None, View | None]:
+    """Caption the photo on show once more; a setting that does not work forgets nothing."""
+    shown, new = on_photo(models, path or (view.source if view else None), *given)
+    return shown, new or view
+
+
+def on_sentence(
+    models: Models, text: str, view: View | None, model: str, style: str, strength: float
+) -> tuple[dict[str, Any], View | None]:
+    """Score the visitor's own sentence and show it among the others."""
+    if view is None:
+        raise gr.Error("Give a photo first.", print_exception=False)
+    try:
+        view = score_sentence(models[model], view, text)
+    except CaptionerError:
+        raise gr.Error("Type at least one word.", print_exception=False) from None
+    return view_payload(view, style, strength), view
+
+
+def on_download(cache: str, kind: str, view: View | None, style: str, strength: float) -> str:
+    """Write a file for the visitor into Gradio's cache."""
+    if view is None:
+        raise gr.Error("Give a photo first.", print_exception=False)
+    name, content = make_file(view, kind, style, strength)
+    path: str = save_bytes_to_cache(content, name, cache)
+    return path
+
+
+def on_choice(view: View | None, event: gr.EventData) -> View | None:
+    """Remember which sentence the visitor chose."""
+    index = event._data.get("index") if isinstance(event._data, dict) else None
+    return view.choose(index) if view is not None and isinstance(index, int) else view

@@ -1,0 +1,18 @@
+"""What the demo allows its visitors, in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+UPLOAD = "20mb"
+QUEUE = 32  # visitors that may wait
+SESSIONS = 200  # whose photo is remembered
+CACHE = (600, 3600)  # seconds: how often uploads are looked through, and when they are deleted
+
+# For events that run a model: one at a time, as each uses all cores of a CPU.
+MODEL_QUEUE: dict[str, Any] = {
+    "concurrency_limit": 1,
+    "concurrency_id": "model",
+    "api_visibility": "private",
+    "show_progress": "minimal",
+}

@@ -1,0 +1,8 @@
+"""Start the demo: ``python demo.py``, then open the address it prints. Needs the extra ``demo``."""
+
+import sys
+
+from captioner.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["demo", *sys.argv[1:]]))
