@@ -125,6 +125,7 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add("--queue", type=_positive, default=32, metavar="N", help="visitors that may wait (32)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--open", action="store_true", help="open the page in a browser")
+    add("--mcp", action="store_true", help="also serve the endpoints as tools for agents (MCP)")
 
 
 def _add_reference_arguments(parser: argparse.ArgumentParser, required: bool) -> None:

@@ -234,6 +234,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         queue=arguments.queue,
         open_browser=arguments.open,
+        mcp=arguments.mcp,
     )
     print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)
     wait(page)

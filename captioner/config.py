@@ -56,6 +56,8 @@ class AttentionConfig:
     """How the decoder looks at the grid."""
 
     kind: AttentionKind = "additive"
+    mode: Literal["soft", "hard"] = "soft"
+    """``hard`` reads one location at a time, drawn in training and the likeliest afterwards."""
     size: int = 512
     """Attention size A: width of keys and queries (of all heads together)."""
     heads: int = 8
@@ -127,6 +129,8 @@ class DataConfig:
     """Random resized crop and colour jitter; needs photos, so it switches the feature cache off."""
     cache: str | None = "cache"
     """Folder for features of a frozen CNN; None computes them anew each time."""
+    cache_dtype: Literal["fp16", "bf16"] = "fp16"
+    """How they are kept: fp16 has three more bits of precision, bf16 the range of fp32."""
     workers: int = 2
     """Processes that read photos."""
     limit: int | None = None
@@ -137,7 +141,17 @@ class DataConfig:
 class LossConfig:
     """What is minimised; see ``training/losses.py`` for the formulas."""
 
+    objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
+    """Imitate what people wrote, or (from a model that can already write) raise the CIDEr-D of
+    what the model itself says."""
+    draws: int = 5
+    """Sentences drawn per photo for ``self_critical``."""
+    baseline: Literal["others", "greedy"] = "others"
+    """What a sampled sentence must beat: the mean of the photo's other samples, or greedy."""
     label_smoothing: float = 0.1
+    scheduled_sampling: float = 0.0
+    """Share of the words read that are drawn from the model instead of the true ones (Bengio et
+    al. 2015), reached linearly at the last step."""
     coverage: float = 0.0
     """λ of the doubly stochastic penalty."""
     coverage_target: float | None = None
@@ -147,6 +161,8 @@ class LossConfig:
     entropy_target: float = 0.75
     """Share of the uniform map's entropy up to which maps are sharp enough (0.75 of log 196 is
     the entropy of 52 cells)."""
+    exploration: float = 0.002
+    """λ_e of hard attention: weight of its entropy, which is raised to keep it looking around."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +181,8 @@ class OptimConfig:
     ema: float = 0.999
     """Decay of the averaged weights that are validated and saved; 0 switches averaging off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +200,18 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run tells about itself."""
+
+    every: int = 20
+    """Steps between the records of the log."""
+    samples: int = 4
+    """Validation photos whose captions and attention are drawn after each validation."""
+    tensorboard: bool = False
+    """Write the records for TensorBoard as well (extra ``tensorboard``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A training run."""
 
@@ -190,11 +220,14 @@ class Config:
     init: str | None = None
     """Checkpoint whose weights and vocabulary training starts from."""
     device: str = "auto"
+    save_every: int = 500
+    """Steps between saved states; the last two are kept, and every epoch saves one too."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 T = TypeVar("T")
@@ -208,11 +241,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
         ("min_count", "max_length", "batch_size", "captions_per_image", "limit"), (1, _INFINITY)
     ),
-    **dict.fromkeys(("epochs", "every", "beam"), (1, _INFINITY)),
+    **dict.fromkeys(("epochs", "every", "beam", "accumulate", "save_every"), (1, _INFINITY)),
+    "draws": (2, _INFINITY),
     **dict.fromkeys(("refine_layers", "trainable_stages", "workers", "seed"), (0, _INFINITY)),
-    **dict.fromkeys(("coverage", "entropy", "weight_decay", "warmup"), (0, _INFINITY)),
+    "samples": (0, _INFINITY),
+    **dict.fromkeys(
+        ("coverage", "entropy", "exploration", "weight_decay", "warmup"), (0, _INFINITY)
+    ),
     **dict.fromkeys(("learning_rate", "encoder_learning_rate", "clip"), (0, _INFINITY)),
     **dict.fromkeys(("dropout", "label_smoothing"), (0, 0.99)),
+    "scheduled_sampling": (0, 1),
     "entropy_target": (0, 1),
     "ema": (0, 0.999999),
 }

@@ -119,7 +119,7 @@ def test_floats_as_people_write_them(tmp_path, text):
     [
         ("optim.learning_rat=1", r"'optim\.learning_rat'.*did you mean 'learning_rate'"),
         ("modle.attention.kind=dot", r"'modle'.*did you mean 'model'"),
-        ("model.attention.zzz=1", r"'model\.attention\.zzz'; known keys: kind, size, heads"),
+        ("model.attention.zzz=1", r"'model\.attention\.zzz'; known keys: kind, mode, size, heads"),
         ("=1", "unknown key ''"),
         ("model.attention.kind=dotted", r"model\.attention\.kind must be one of additive, dot"),
         ("model.attention.normalizer=false", r"normalizer must be one of softmax.*got False"),

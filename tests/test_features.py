@@ -1,11 +1,15 @@
 """The feature cache: what is read is what the encoder said, whatever happened in between."""
 
+import errno
+import hashlib
 import json
 import logging
 import multiprocessing
 import os
 import pickle
 import shutil
+import signal
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,7 +58,7 @@ class Encoder:
 
 
 def build(root, paths, encoder=None, **options):
-    options = {"batch_size": 3, "workers": 0, "fingerprint": "a", "save_every": 3} | options
+    options = {"batch_size": 3, "workers": 2, "fingerprint": "a", "save_every": 3} | options
     return build_features(root, paths, PREPROCESS, encoder or Encoder(), **options)
 
 
@@ -69,7 +73,7 @@ def check_content(cache, paths):
                 np.testing.assert_array_equal(got, stage[0].half().numpy())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("mirror", [True, False])
 def test_round_trip(workers, mirror, paths, tmp_path):
     cache = build(tmp_path / "cache", paths, workers=workers, mirror=mirror)
@@ -125,9 +129,80 @@ def test_an_interrupted_build_continues(stop_at, paths, tmp_path):
     check_content(cache, paths)
 
 
+def _build_and_die(root, paths, stop_at):
+    """In a process of its own: killed, as by the system, in one call of the encoder."""
+    torch.set_num_threads(1)
+    encoder = Encoder()
+
+    def compute(images):
+        if encoder.calls == stop_at - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encoder(images)
+
+    build(root, paths, compute)
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system"
+)
+def test_a_killed_build_goes_on_and_gives_the_same_bytes(paths, tmp_path):
+    whole = build(tmp_path / "whole", paths)
+    root = tmp_path / "killed"
+    done = []
+    for stop_at in (2, 7):  # 2 calls a batch; while the fourth is computed, the first is written
+        child = multiprocessing.get_context("fork").Process(
+            target=_build_and_die, args=(root, paths, stop_at)
+        )
+        child.start()
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
+        (folder,) = root.iterdir()
+        meta = folder / "meta.json"
+        done.append(json.loads(meta.read_text())["done"] if meta.exists() else 0)
+    assert done[0] == 0 < done[1] < COUNT
+    encoder = Encoder()
+    cache = build(root, paths, encoder)
+    assert encoder.photos == 2 * (COUNT - done[1])
+    for name in ("stage_0.npy", "stage_1.npy"):
+        assert (cache.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def _build_slowly(root, paths, queue):
+    torch.set_num_threads(1)
+    encoder = Encoder()
+
+    def compute(images):
+        time.sleep(0.02)  # so that the others come while this one is at work
+        return encoder(images)
+
+    cache = build(root, paths, compute)
+    queue.put((encoder.photos, [stage.tolist() for stage in cache.read(COUNT - 1, 1)]))
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system"
+)
+def test_of_several_processes_one_builds_and_the_others_wait(paths, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    arguments = (tmp_path / "cache", paths, queue)
+    children = [context.Process(target=_build_slowly, args=arguments) for _ in range(3)]
+    for child in children:
+        child.start()
+    results = [queue.get(timeout=60) for _ in children]
+    for child in children:
+        child.join()
+    assert sorted(photos for photos, _ in results) == [0, 0, 2 * COUNT]
+    (folder,) = (tmp_path / "cache").iterdir()
+    cache = FeatureCache.open(folder)
+    check_content(cache, paths)
+    expected = [stage.tolist() for stage in cache.read(COUNT - 1, 1)]
+    assert all(last == expected for _, last in results)
+
+
 def test_key_names_everything_that_features_depend_on(paths, tmp_path):
-    def key(fingerprint="a", preprocess=PREPROCESS, paths=paths, views=2):
-        return FeatureCache.key(fingerprint, preprocess.to_dict(), paths, views)
+    def key(fingerprint="a", preprocess=PREPROCESS, paths=paths, views=2, **precision):
+        return FeatureCache.key(fingerprint, preprocess.to_dict(), paths, views, **precision)
 
     keys = {
         key(),
@@ -137,19 +212,39 @@ def test_key_names_everything_that_features_depend_on(paths, tmp_path):
         key(paths=paths[::-1]),
         key(paths=paths[:-1]),
         key(views=1),
+        key(dtype="bf16"),
+        key(precision="fp32"),
+        key(precision="bf16"),
     }
-    assert len(keys) == 7
+    assert len(keys) == 10
     assert key(paths=[str(path) for path in paths]) == key()
     with pytest.raises(DataError, match=r"missing\.png"):
         key(paths=[tmp_path / "missing.png"])
 
 
-def test_a_changed_photo_changes_the_key_and_the_features(paths, tmp_path):
+def test_caches_of_earlier_versions_stay_valid(paths, tmp_path):
+    """Their keys knew no precision, and their meta data no dtype."""
+    cache = build(tmp_path / "cache", paths)
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    parts = json.dumps([1, "a", PREPROCESS.to_dict(), 2, files], sort_keys=True)
+    assert hashlib.sha256(parts.encode()).hexdigest()[:16] == cache.folder.name
+    path = cache.folder / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["dtype"]
+    path.write_text(json.dumps(meta))
+    encoder = Encoder()
+    check_content(build(tmp_path / "cache", paths, encoder), paths)
+    assert encoder.calls == 0
+
+
+def test_a_changed_photo_changes_the_key_and_the_features(paths, tmp_path, caplog):
     root = tmp_path / "cache"
     old = build(root, paths)
     status = paths[4].stat()
     Image.new("RGB", (24, 40), "red").save(paths[4])
-    new = build(root, paths)
+    with caplog.at_level(logging.INFO):
+        new = build(root, paths)
+    assert f"anew; {old.folder.name} was made from these photos" in caplog.text
     assert new.folder != old.folder
     check_content(new, paths)
     # The modification time alone counts, and so does the size alone.
@@ -173,6 +268,38 @@ def test_caches_of_several_encoders_lie_side_by_side(paths, tmp_path):
     assert all(len(path.name) == 16 for path in root.iterdir())
     check_content(one, paths)
     np.testing.assert_array_equal(two.read(3)[1], 2 * one.read(3)[1])
+
+
+def test_bf16_keeps_what_fp16_cannot(paths, tmp_path, caplog):
+    encoder = Encoder(scale=1e6)
+    cache = build(tmp_path / "cache", paths, encoder, dtype="bf16")
+    assert "clamped" not in caplog.text
+    assert cache.dtype == torch.bfloat16
+    pixels = torch.stack([PREPROCESS(open_image(path)) for path in paths])
+    for got, stage in zip(cache.read_batch(range(COUNT)), encoder(pixels), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert torch.equal(got, stage.bfloat16())
+        assert got.abs().max() > 1e5
+    for one, batch in zip(cache.read(3, 1), cache.read_batch([3], 1), strict=True):
+        assert one.dtype == np.float32  # NumPy has no bf16; nothing is lost
+        np.testing.assert_array_equal(one, batch[0].float().numpy())
+
+
+def test_batches_are_the_photos_one_by_one(paths, tmp_path):
+    cache = build(tmp_path / "cache", paths)
+    indices, views = [7, 0, 7, COUNT - 1], [1, 0, 0, 1]
+    expected = [cache.read(index, view) for index, view in zip(indices, views, strict=True)]
+    for stage, got in enumerate(cache.read_batch(indices, views)):
+        assert got.is_contiguous()
+        np.testing.assert_array_equal(got, np.stack([each[stage] for each in expected]))
+        got[:] = 0  # a copy
+    for got, again in zip(cache.read_batch(np.array([7])), cache.read(7, 0), strict=True):
+        np.testing.assert_array_equal(got[0], again)
+        assert got.any()
+    assert [len(stage) for stage in cache.read_batch([])] == [0, 0]
+    for wrong in ([COUNT], 0), ([-1], 0), ([0], 2), ([0, 1], [0, -1]):
+        with pytest.raises(IndexError):
+            cache.read_batch(*wrong)
 
 
 def _read_in_child(cache, queue):
@@ -234,7 +361,35 @@ def test_too_little_room_is_said_before_anything_is_written(paths, tmp_path, mon
     assert not list((tmp_path / "cache").rglob("*.npy"))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+def test_size_and_progress_are_told(paths, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        build(tmp_path / "cache", paths)
+    size = 2 * COUNT * (48 + 12) * 2
+    assert f"10 photos × 2 views × (3×4×4 + 3×2×2) in fp16: {size:,} bytes" in caplog.text
+    assert "10 photos in" in caplog.text
+
+
+def test_a_disk_that_fills_up_is_told_and_what_is_written_stays(paths, tmp_path, monkeypatch):
+    calls = []
+    fsync = os.fsync
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 5:  # two stages and the meta data for each save: in the second one
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"No space left.*3 photos are kept"):
+        build(tmp_path / "cache", paths)
+    monkeypatch.undo()
+    encoder = Encoder()
+    cache = build(tmp_path / "cache", paths, encoder)
+    assert encoder.photos == 2 * (COUNT - 3)
+    check_content(cache, paths)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
 def test_a_bad_photo_is_one_line_that_names_it(workers, paths, tmp_path):
     paths[5].write_bytes(b"not a photo")
     with pytest.raises(DataError, match=r"photo é 5\.png") as caught:

@@ -16,7 +16,6 @@ from captioner.decoding.options import SearchOptions
 from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.models.captioner import CaptionModel
 from captioner.text import tokenize
-from captioner.training import loop
 from captioner.training.log import JsonLinesLog
 from captioner.training.loop import Trainer
 from captioner.training.optimizer import AveragedWeights, build_optimizer, build_schedule
@@ -50,6 +49,7 @@ def recipe(folder, captions="captions.json", **sections):
         "loss": {"label_smoothing": 0.0},
         "optim": {"epochs": 3, "warmup": 2, "ema": 0.9, "precision": "fp32"},
         "validation": {"beam": 2, "max_length": 12},
+        "log": {"samples": 1},
     }
 
     def merge(into, changes):
@@ -154,15 +154,14 @@ PHOTOS = {
     [(CACHED, 0, (4,)), (PHOTOS, 0, (1, 5)), (PHOTOS, 1, (4,)), (CACHED, 0, (2,))],
     ids=["cache", "photos", "photos-worker", "end-of-epoch"],
 )
-def test_resuming_gives_the_same_weights_to_the_bit(tmp_path, monkeypatch, options, workers, steps):
+def test_resuming_gives_the_same_weights_to_the_bit(tmp_path, options, workers, steps):
     """10 photos in 3 steps an epoch, 9 in all; interrupted after some of them."""
-    monkeypatch.setattr(loop, "_LOG_EVERY", 1)
     results = {}
     for name in ("whole", "parts"):
         folder = tmp_path / name
         write_pictures(folder, 10, captions=3)
         data = {"captions_per_image": 2, "workers": workers, **options["data"]}
-        config = recipe(folder, **{**options, "data": data})
+        config = recipe(folder, **{**options, "data": data, "log": {"every": 1}})
         previous = signal.getsignal(signal.SIGINT)
         if name == "parts":
             for number, step in enumerate(steps):
@@ -195,16 +194,15 @@ def test_dropout_and_order_do_matter(tmp_path):
         same(*weights)
 
 
-def test_the_run_folder(tmp_path, monkeypatch):
+def test_the_run_folder(tmp_path):
     """Config, log and models are there, readable, and say how they were made."""
-    monkeypatch.setattr(loop, "_LOG_EVERY", 2)
     write_pictures(tmp_path, 6, captions=2)
-    config = recipe(tmp_path, validation={"every": 2})
+    config = recipe(tmp_path, validation={"every": 2}, log={"every": 2})
     trainer = Trainer(config)
     metrics = trainer.run()
     run = tmp_path / "run"
     assert {p.name for p in run.iterdir()} == {
-        "config.yaml", "log.jsonl", "best.safetensors", "last.safetensors", "last"
+        "config.yaml", "log.jsonl", "best.safetensors", "last.safetensors", "last", "samples"
     }  # fmt: skip
     assert load_config(run / "config.yaml") == config
     assert yaml.safe_load((run / "config.yaml").read_text()) == to_dict(config)

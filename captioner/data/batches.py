@@ -53,7 +53,7 @@ class CaptionBatch:
 
     Attributes:
         images: (B, S, S, 3) uint8 for `Preprocess.normalize`, or None where features are given.
-        features: One fp16 tensor (B, C_s, H_s, W_s) per encoder stage, or None.
+        features: One fp16 or bf16 tensor (B, C_s, H_s, W_s) per encoder stage, or None.
         captions: (B, C, T) int64: START, words, END, then PAD; the longest of a photo first.
         lengths: (B, C) int64, number of targets (words and END); 0 for an absent caption.
         indices: (B,) int64, places of the photos in the dataset.
@@ -90,13 +90,23 @@ class CaptionBatch:
 
 @dataclass
 class CaptionItem:
-    """One photo of a batch: `image` (S, S, 3) uint8 or `features`, and its captions' word ids."""
+    """One photo of a batch, and its captions' word ids.
+
+    The photo is `image`, (S, S, 3) uint8, or a view in `cache`, which `collate` reads at once for
+    the whole batch.
+    """
 
     image: np.ndarray | None
-    features: list[np.ndarray] | None
+    cache: FeatureCache | None
+    view: int
     captions: list[np.ndarray]
     captions_per_image: int
     index: int
+
+    @property
+    def features(self) -> list[np.ndarray] | None:
+        """The stages of this photo alone."""
+        return None if self.cache is None else self.cache.read(self.index, self.view)
 
 
 class CaptionDataset(Dataset[CaptionItem]):
@@ -178,12 +188,11 @@ class CaptionDataset(Dataset[CaptionItem]):
             captions = [captions[number] for number in chosen]
         # Longest first: the decoder drops the columns that are finished.
         captions.sort(key=len, reverse=True)
-        image = features = None
-        if self.cache is not None:
-            features = self.cache.read(index, view=int(mirrored))
-        else:
+        image = None
+        if self.cache is None:
             image = self._read_image(index, mirrored, seed=int(generator.integers(2**63)))
-        return CaptionItem(image, features, captions, self.captions_per_image, index)
+        count = self.captions_per_image
+        return CaptionItem(image, self.cache, int(mirrored), captions, count, index)
 
     def _read_image(self, index: int, mirrored: bool, seed: int) -> np.ndarray:
         """(S, S, 3) uint8."""
@@ -219,9 +228,8 @@ def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
             captions[row, column, : len(words)] = words
             lengths[row, column] = len(words) - 1  # START is not a target
     features = None
-    if items[0].features is not None:
-        stages = zip(*(item.features or [] for item in items), strict=True)
-        features = [torch.from_numpy(np.stack(stage)) for stage in stages]
+    if (cache := items[0].cache) is not None:
+        features = cache.read_batch([item.index for item in items], [item.view for item in items])
     images = None
     if items[0].image is not None:
         images = torch.from_numpy(

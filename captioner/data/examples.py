@@ -92,10 +92,11 @@ def find_images(
         places = " and ".join(str(root) for root in roots)
         message = f"{source}: {len(lost)} of {len(captioned)} photos not found: {_some(lost)}"
         if missing == "error" or not found:
-            advice = "name the folder of the photos (image_root)"
-            if found:
-                advice += " or skip missing photos (missing='skip')"
-            raise DataError(f"{message}; looked in {places}: {advice}")
+            raise DataError(
+                f"{message}; looked in {places}: name their folder by --images (in a recipe by"
+                " images, below data.root; in Python by image_root, or leave them out with"
+                " missing='skip')"
+            )
         logger.warning("%s; looked in %s; left out", message, places)
     return found
 

@@ -1,9 +1,8 @@
-"""A cache of frozen encoder features: fp16, memory-mapped, so that decoder trainings take minutes.
+"""Build a cache of frozen encoder features, so that decoder trainings take minutes.
 
-A cache is a folder with one file `stage_<s>.npy` per encoder stage, of shape (views, N, C, H, W),
-and a `meta.json`. View 0 is the photo as it is, view 1 its mirror image. The folder's name is the
-beginning of its key (encoder weights, preprocessing, files), so the caches of several encoders lie
-side by side under one root, and a changed photo or weight never meets an old feature.
+Threads read photos ahead of the encoder and another one writes behind it; all three overlap. The
+rows are written in order and the position is made safe every few hundred photos, so a build that
+was killed at any moment goes on from there and gives the same file to the byte.
 
 Shapes: N photos, B batch, C channels of a stage, H x W its grid, S side of the encoder's input.
 """
@@ -11,180 +10,46 @@ Shapes: N photos, B batch, C channels of a stage, H x W its grid, S side of the 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from captioner.data.feature_cache import (
+    META,
+    CacheDtype,
+    CacheMeta,
+    FeatureCache,
+    hash_paths,
+    open_stages,
+    stage_path,
+)
 from captioner.errors import DataError, ImageError
-from captioner.files import replacing
 from captioner.images import Preprocess, open_image
+from captioner.parallel import map_ahead
+
+__all__ = ["Extract", "FeatureCache", "build_features"]
 
 logger = logging.getLogger(__name__)
 
 Extract = Callable[[Tensor], Sequence[Tensor]]
-"""A backbone: images (B, 3, S, S) float32 on the CPU -> one feature map (B, C, H, W) per stage."""
+"""A backbone: images (B, 3, S, S) float32 -> one feature map (B, C, H, W) per stage."""
 
-_META = "meta.json"
 _LOCK = "lock"
-_VERSION = 1
-_FP16_MAX = float(np.finfo(np.float16).max)
-
-
-@dataclass(frozen=True)
-class _Meta:
-    """What `meta.json` holds; `done` of `count` photos are written."""
-
-    key: str
-    files: str  # sha256 of the list of paths
-    views: int
-    count: int
-    shapes: list[list[int]]  # (C, H, W) of each stage
-    done: int
-    version: int = _VERSION
-
-    def nbytes(self) -> int:
-        """Bytes of all stages, fp16."""
-        return 2 * self.views * self.count * sum(int(np.prod(shape)) for shape in self.shapes)
-
-    def write(self, folder: Path) -> None:
-        with replacing(folder / _META) as temporary:
-            temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
-
-    @classmethod
-    def read(cls, folder: Path) -> _Meta | None:
-        """The meta data of a folder, None where there is none that this version can use."""
-        try:
-            meta = cls(**json.loads((folder / _META).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-        return meta if meta.version == _VERSION else None
-
-
-class FeatureCache:
-    """A finished cache, for reading. Picklable; safe in threads, forked and spawned workers.
-
-    Made by `build_features` or `FeatureCache.open`.
-    """
-
-    def __init__(self, folder: Path, meta: _Meta) -> None:
-        self.folder = folder
-        self._meta = meta
-        self._stages: list[np.ndarray] = []
-        self._pid = -1
-
-    @staticmethod
-    def key(
-        fingerprint: str,
-        preprocess: Mapping[str, Any],
-        paths: Sequence[str | os.PathLike[str]],
-        views: int,
-    ) -> str:
-        """The identity of a cache: sha256 over everything that its features depend on.
-
-        Args:
-            fingerprint: Stands for the encoder's architecture and weights (their hash).
-            preprocess: `Preprocess.to_dict()`.
-            paths: The photos, in order; their sizes and modification times count as well.
-            views: 1, or 2 with the mirrored view.
-
-        Raises:
-            DataError: A photo does not exist.
-        """
-        files = []
-        for path in paths:
-            try:
-                stat = os.stat(path)
-            except OSError as error:
-                raise DataError(f"{os.fspath(path)}: cannot read this photo ({error})") from error
-            files.append([os.path.abspath(path), stat.st_size, stat.st_mtime_ns])
-        parts = [_VERSION, fingerprint, dict(preprocess), views, files]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> FeatureCache:
-        """Open the finished cache in `folder` (the one that holds `meta.json`).
-
-        Raises:
-            DataError: There is none, it is half-made, or a file has the wrong size.
-        """
-        folder = Path(folder)
-        meta = _Meta.read(folder)
-        if meta is None:
-            raise DataError(f"{folder}: no feature cache here (no usable {_META}); build it first")
-        if meta.done < meta.count:
-            raise DataError(
-                f"{folder}: this feature cache is half-made ({meta.done} of {meta.count} photos);"
-                " build it again with the same settings to finish it"
-            )
-        cache = cls(folder, meta)
-        cache._maps()
-        return cache
-
-    def __len__(self) -> int:
-        return self._meta.count
-
-    @property
-    def views(self) -> int:
-        """1, or 2 with the mirrored view."""
-        return self._meta.views
-
-    @property
-    def shapes(self) -> list[tuple[int, int, int]]:
-        """(C, H, W) of each stage."""
-        return [(c, h, w) for c, h, w in self._meta.shapes]
-
-    @property
-    def nbytes(self) -> int:
-        """Size on disk in bytes."""
-        return self._meta.nbytes()
-
-    def read(self, index: int, view: int = 0) -> list[np.ndarray]:
-        """The features of one photo: a fp16 array (C, H, W) per stage, copied from the disk.
-
-        Args:
-            index: Place of the photo in the list of paths that the cache was built from.
-            view: 0 the photo, 1 its mirror image.
-
-        Raises:
-            IndexError: No such photo or view.
-        """
-        if not (0 <= index < len(self) and 0 <= view < self.views):
-            raise IndexError(f"photo {index}, view {view} of {len(self)}, {self.views}")
-        return [np.array(stage[view, index]) for stage in self._maps()]
-
-    def check_files(self, paths: Sequence[str | os.PathLike[str]]) -> None:
-        """Make sure that row i of the cache is the photo paths[i].
-
-        Raises:
-            DataError: The cache was built from another list.
-        """
-        if _hash_paths(paths) != self._meta.files:
-            raise DataError(
-                f"{self.folder}: this feature cache was built from another list of photos"
-                f" ({len(self)} there, {len(paths)} here); build one for this list"
-            )
-
-    def _maps(self) -> list[np.ndarray]:
-        # A map that is shared over a fork or a pickle would share its file handle: open it anew.
-        if self._pid != os.getpid():
-            self._stages = _open_stages(self.folder, self._meta, "r")
-            self._pid = os.getpid()
-        return self._stages
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stages": [], "_pid": -1}
+_BEHIND = 2  # batches that wait to be written
+_TELL_SECONDS = 60.0  # between lines in the log where there is no progress bar
 
 
 def build_features(
@@ -193,174 +58,296 @@ def build_features(
     preprocess: Preprocess,
     extract: Extract,
     batch_size: int = 32,
-    workers: int = 2,
+    workers: int | None = None,
     mirror: bool = True,
     progress: bool = True,
     *,
     fingerprint: str,
+    dtype: CacheDtype = "fp16",
+    precision: str = "auto",
+    device: torch.device | str = "cpu",
     save_every: int = 512,
 ) -> FeatureCache:
     """Run the encoder over all photos and keep its features; a finished cache is just opened.
 
-    An interrupted call continues where it stopped when it is repeated. Processes that want the
-    same cache wait for the one that builds it.
+    An interrupted call continues where it stopped when it is repeated. Any number of processes
+    (the ranks of one training, or several trainings) may ask for one cache at the same time: the
+    first to come builds it and the others wait. Should it die, the next one goes on.
 
     Args:
         folder: Root of the caches; this one becomes the sub-folder named by its key.
         paths: The photos; row i of the cache is paths[i].
         preprocess: That of the encoder.
-        extract: The encoder: (B, 3, S, S) float32 on the CPU -> one (B, C, H, W) per stage.
+        extract: The encoder: (B, 3, S, S) float32 on `device` -> one (B, C, H, W) per stage.
         batch_size: Photos per call of `extract`.
-        workers: Processes that read photos (0: none beside this one).
+        workers: Threads that read photos; None takes one per core, at most 16.
         mirror: Keep the mirrored view as well.
-        progress: Show a progress bar (only on a terminal).
+        progress: Show a progress bar (only on a terminal; elsewhere a line a minute is logged).
         fingerprint: Stands for the encoder's architecture and weights (their hash).
+        dtype: How features are kept, `fp16` or `bf16`.
+        precision: How `extract` computes, as the recipe names it; part of the cache's identity.
+        device: Where photos are normalised and handed to `extract`.
         save_every: Photos after which the progress is made safe on disk.
 
     Raises:
         DataError: A photo cannot be read, the disk has not enough room, features are not finite.
     """
-
-    def compute(pixels: Tensor) -> Sequence[Tensor]:  # workers ship bytes, a quarter of the floats
-        return extract(preprocess.normalize(pixels))
-
     if not paths:
         raise DataError("no photos to compute features of")
     views = 2 if mirror else 1
-    key = FeatureCache.key(fingerprint, preprocess.to_dict(), paths, views)
+    key = FeatureCache.key(
+        fingerprint, preprocess.to_dict(), paths, views, dtype=dtype, precision=precision
+    )
     target = Path(folder) / key[:16]
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{target}: cannot make this folder ({error.strerror})") from error
+
+    def compute(pixels: Tensor) -> list[Sequence[Tensor]]:
+        """(B, S, S, 3) uint8 -> the stages of each view."""
+        pixels = pixels.to(device)
+        # Resizing the whole photo commutes with mirroring it: no second reading.
+        mirrored = [pixels.flip(2)] if mirror else []
+        return [extract(preprocess.normalize(each)) for each in [pixels, *mirrored]]
+
     with _locked(target):
-        meta = _Meta.read(target)
+        meta = CacheMeta.read(target)
         if meta is None or meta.key != key:
-            meta = _Meta(key, _hash_paths(paths), views, len(paths), shapes=[], done=0)
+            meta = CacheMeta(key, hash_paths(paths), views, len(paths), [], 0, dtype)
+            _tell_of_others(Path(folder), meta)
         if meta.done < meta.count:
-            loader = DataLoader(
-                _Photos(paths[meta.done :], preprocess),
-                batch_size=batch_size,
-                num_workers=workers,
-                collate_fn=_stack,
-                generator=torch.Generator(),  # leave the global one to the training
-            )
-            _fill(target, meta, loader, compute, progress, save_every)
+            with contextlib.closing(
+                _batches(paths[meta.done :], preprocess, batch_size, workers)
+            ) as batches:
+                _fill(target, meta, batches, compute, progress, save_every)
     return FeatureCache.open(target)
+
+
+def _tell_of_others(root: Path, meta: CacheMeta) -> None:
+    """Say that there are caches of these photos and none of them can be used."""
+    folders = [path.parent for path in sorted(root.glob(f"*/{META}"))]
+    same = [
+        folder.name
+        for folder in folders
+        if (other := CacheMeta.read(folder)) is not None and other.files == meta.files
+    ]
+    if same:
+        logger.info(
+            "feature cache: building %s anew; %s was made from these photos by another encoder or"
+            " precision, or before their files changed (size or time of modification)",
+            *(meta.key[:16], " and ".join(same)),
+        )
+
+
+def _batches(
+    paths: Sequence[str | os.PathLike[str]],
+    preprocess: Preprocess,
+    batch_size: int,
+    workers: int | None,
+) -> Generator[Tensor, None, None]:
+    """The photos in order, (B, S, S, 3) uint8, read by threads while the encoder computes.
+
+    Raises:
+        DataError: A photo cannot be read.
+    """
+
+    def read(path: str | os.PathLike[str]) -> np.ndarray:
+        return preprocess.to_uint8(open_image(os.fspath(path), shrink_to=preprocess.size))
+
+    workers = workers or min(16, os.cpu_count() or 1)
+    rows: list[np.ndarray] = []
+    depth = max(2 * batch_size, 4 * workers)
+    try:
+        for picture in map_ahead(read, paths, workers=workers, depth=depth):
+            rows.append(picture)
+            if len(rows) == batch_size:
+                yield torch.from_numpy(np.stack(rows))
+                rows = []
+    except ImageError as error:
+        raise DataError(str(error)) from error
+    if rows:
+        yield torch.from_numpy(np.stack(rows))
 
 
 def _fill(
     folder: Path,
-    meta: _Meta,
-    loader: DataLoader[Any],
-    compute: Extract,
+    meta: CacheMeta,
+    batches: Iterator[Tensor],
+    compute: Callable[[Tensor], list[Sequence[Tensor]]],
     progress: bool,
     save_every: int,
 ) -> None:
-    """Compute rows meta.done .. meta.count and write them, saving the position on the way."""
-    stages: list[np.ndarray] = []
+    """Compute and write rows meta.done .. meta.count."""
     if meta.done:
-        _check_room(folder, meta)
-        stages = _open_stages(folder, meta, "r+")
         logger.info("feature cache: continuing at photo %d of %d", meta.done, meta.count)
-    position = meta.done
-    disable = None if progress else True  # None: off where stderr is not a terminal
-    bar = tqdm(total=meta.count, initial=position, desc="features", unit=" photos", disable=disable)
-    with bar, torch.inference_mode():
-        for pixels in loader:  # (B, S, S, 3) uint8
-            if isinstance(pixels, str):
-                raise DataError(pixels)
-            end = position + len(pixels)
-            for view in range(meta.views):
-                # Resizing the whole photo commutes with mirroring it: no second reading.
-                maps = compute(pixels.flip(2) if view else pixels)
-                arrays = [_to_fp16(stage, position) for stage in maps]
-                if not stages:
-                    meta = replace(meta, shapes=[list(array.shape[1:]) for array in arrays])
-                    _check_room(folder, meta)
-                    stages = _open_stages(folder, meta, "w+")
-                for stage, array in zip(stages, arrays, strict=True):
-                    stage[view, position:end] = array
-            position = end
+    bar = tqdm(
+        total=meta.count,
+        initial=meta.done,
+        desc="features",
+        unit=" photos",
+        disable=None if progress else True,  # None: off where stderr is not a terminal
+    )
+    start = told = time.monotonic()
+    done = 0
+    with bar, _Writer(folder, meta, save_every) as writer, torch.inference_mode():
+        for pixels in batches:
+            writer.add(compute(pixels))
             bar.update(len(pixels))
-            if position - meta.done >= save_every or position == meta.count:
-                for stage in stages:
-                    stage.flush()  # type: ignore[attr-defined]  # np.memmap
-                meta = replace(meta, done=position)
-                meta.write(folder)
+            done += len(pixels)
+            if bar.disable and time.monotonic() - told >= _TELL_SECONDS:
+                told = time.monotonic()
+                rate = done / (told - start)
+                left = (meta.count - meta.done - done) / rate / 60
+                logger.info(
+                    "feature cache: %d of %d photos (%.0f photos/s, %.0f minutes left)",
+                    *(meta.done + done, meta.count, rate, left),
+                )
+    seconds = time.monotonic() - start
+    logger.info(
+        "feature cache: done, %d photos in %.0f s (%.0f photos/s)", done, seconds, done / seconds
+    )
 
 
-class _Photos(Dataset[np.ndarray | str]):
-    """Photos resized to (S, S, 3) uint8, or the message why one cannot be read."""
+class _Writer:
+    """Writes batches behind the encoder, in a thread, and saves the position on the way.
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], preprocess: Preprocess) -> None:
-        self.paths = [os.fspath(path) for path in paths]
-        self.preprocess = preprocess
+    On leaving the block everything that was added is on the disk, also after an interrupt.
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    Args:
+        folder: Of the cache.
+        meta: What is there, and what is to come.
+        save_every: Photos between two saves.
+    """
 
-    def __getitem__(self, index: int) -> np.ndarray | str:
+    def __init__(self, folder: Path, meta: CacheMeta, save_every: int) -> None:
+        self.folder = folder
+        self.meta = meta
+        self.save_every = save_every
+        self.position = self._added = meta.done
+        self._files: list[tuple[BinaryIO, int]] = []  # of each stage: the file, its header's size
+        self._pool = ThreadPoolExecutor(1, "features")
+        self._pending: deque[Future[None]] = deque()
+        if meta.done:
+            _check_room(folder, meta)
+            self._open(create=False)
+
+    def add(self, views: Sequence[Sequence[Tensor]]) -> None:
+        """Take the stages of a batch, for each view; waits while too many batches are unwritten.
+
+        Raises:
+            DataError: This batch does not fit on the disk, or an earlier one could not be written.
+        """
+        if not self._files:
+            shapes = [list(stage.shape[1:]) for stage in views[0]]
+            self.meta = replace(self.meta, shapes=shapes)
+            _check_room(self.folder, self.meta)
+            self._open(create=True)
+        if len(self._pending) == _BEHIND:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._write, views, self._added))
+        self._added += len(views[0][0])
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         try:
-            image = open_image(self.paths[index], shrink_to=self.preprocess.size)
-        except ImageError as error:
-            # As a value: an exception that crosses a worker carries a page of traceback with it.
-            return str(error)
-        return self.preprocess.to_uint8(image)
+            while self._pending:
+                self._pending.popleft().result()
+            self._save()
+        except DataError:
+            if error is None:  # else that one is told
+                raise
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+            for file, _ in self._files:
+                with contextlib.suppress(OSError):
+                    file.close()
+
+    def _open(self, *, create: bool) -> None:
+        stages = open_stages(self.folder, self.meta, create=create)
+        for number, stage in enumerate(stages):
+            file = open(stage_path(self.folder, number), "r+b")  # noqa: SIM115  # see __exit__
+            self._files.append((file, stage.offset))
+
+    def _write(self, views: Sequence[Sequence[Tensor]], start: int) -> None:
+        if start != self.position:
+            return  # the batch before could not be written
+        for view, stages in enumerate(views):
+            for (file, offset), stage in zip(self._files, stages, strict=True):
+                bits = _to_bits(stage, self.meta.torch_dtype, start)
+                row = view * self.meta.count + start
+                with self._told():
+                    file.seek(offset + row * bits[0].nbytes)
+                    file.write(bits.data)
+        self.position = start + len(views[0][0])
+        if self.position - self.meta.done >= self.save_every:
+            self._save()
+
+    def _save(self) -> None:
+        """Bring all rows to the disk, then the position."""
+        if self.position == self.meta.done:
+            return
+        with self._told():
+            for file, _ in self._files:
+                file.flush()
+                os.fsync(file.fileno())
+            meta = replace(self.meta, done=self.position)
+            meta.write(self.folder)
+        self.meta = meta
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        # Written by calls, not through the memory map: there a full disk is a SIGBUS.
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: cannot write the feature cache ({error.strerror});"
+                f" {self.meta.done} photos are kept: mend that and start again to go on"
+            ) from error
 
 
-def _stack(items: Sequence[np.ndarray | str]) -> Tensor | str:
-    """(B, S, S, 3) uint8, or the first message."""
-    messages = [item for item in items if isinstance(item, str)]
-    pixels = [item for item in items if not isinstance(item, str)]
-    return messages[0] if messages else torch.from_numpy(np.stack(pixels))
+def _to_bits(stage: Tensor, dtype: torch.dtype, first: int) -> np.ndarray:
+    """(B, C, H, W) of any float type -> its bits in half precision, int16.
 
-
-def _to_fp16(stage: Tensor, first: int) -> np.ndarray:
-    """(B, C, H, W) of any float type -> fp16; too large values are clamped, with a warning."""
-    stage = stage.detach().float().cpu()
-    if not bool(torch.isfinite(stage).all()):
+    Too large values are clamped, with a warning.
+    """
+    top = float(stage.abs().amax())  # NaN if there is one
+    if not np.isfinite(top):
         raise DataError(
             f"the encoder's features are not finite in the batch from photo {first} on:"
             " check its weights and precision"
         )
-    if float(stage.abs().max()) > _FP16_MAX:
-        logger.warning("features beyond the range of fp16 were clamped to +-%.0f", _FP16_MAX)
-        stage = stage.clamp(-_FP16_MAX, _FP16_MAX)
-    return stage.half().numpy()
+    limit = torch.finfo(dtype).max
+    if top > limit:
+        logger.warning(
+            "features beyond the range of fp16 were clamped to ±%.0f: consider bf16 for the cache",
+            limit,
+        )
+        stage = stage.clamp(-limit, limit)
+    return stage.to(dtype).contiguous().cpu().view(torch.int16).numpy()
 
 
-def _open_stages(folder: Path, meta: _Meta, mode: str) -> list[np.ndarray]:
-    """Map the stage files: mode `r`, `r+` (continue) or `w+` (new)."""
-    stages: list[np.ndarray] = []
-    for number, shape in enumerate(meta.shapes):
-        path = folder / f"stage_{number}.npy"
-        expected = (meta.views, meta.count, *shape)
-        try:
-            if mode == "w+":
-                stage = np.lib.format.open_memmap(path, "w+", np.float16, expected)
-            else:
-                stage = np.lib.format.open_memmap(path, mode)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: damaged feature cache ({error}); delete {folder}") from error
-        if stage.shape != expected or stage.dtype != np.float16:
-            raise DataError(f"{path}: not the features that {_META} names; delete {folder}")
-        stages.append(stage)
-    return stages
-
-
-def _check_room(folder: Path, meta: _Meta) -> None:
-    size = meta.nbytes()
-    logger.info("feature cache: %.2f GB at %s", size / 1e9, folder)
-    needed = size * (meta.count - meta.done) / meta.count
+def _check_room(folder: Path, meta: CacheMeta) -> None:
+    needed = meta.nbytes * (meta.count - meta.done) / meta.count
     free = shutil.disk_usage(folder).free
+    logger.info("feature cache: %s at %s (%s free)", meta.describe(), folder, _gigabytes(free))
     if needed > free:
         raise DataError(
-            f"{folder}: the feature cache needs {needed / 1e9:.1f} GB and the disk has"
-            f" {free / 1e9:.1f} GB free; choose another folder or switch the mirrored view off"
+            f"{folder}: the feature cache needs {_gigabytes(needed)} and the disk has"
+            f" {_gigabytes(free)} free; choose another folder or switch the mirrored view off"
         )
 
 
-def _hash_paths(paths: Sequence[str | os.PathLike[str]]) -> str:
-    names = b"\0".join(os.fsencode(os.path.abspath(path)) for path in paths)
-    return hashlib.sha256(names).hexdigest()
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e9:.3f} GB"
 
 
 @contextlib.contextmanager
@@ -372,5 +359,9 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
         return
     with open(folder / _LOCK, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("feature cache: waiting for the process that builds %s", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

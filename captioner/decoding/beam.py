@@ -14,7 +14,7 @@ Hokamp and Liu 2017, with the banks of Post and Vilar 2018): a sentence competes
 only, and may end in the last one only.
 
 Shapes: B photos still searched, S = B·G searches, R live beams of a search, K beams, V vocabulary,
-T words so far, L locations, M chosen continuations of a search.
+T words so far, M chosen continuations of a search.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def beam_search(
     stepper = Stepper(decoder, memory, groups)  # one beam per search until there is a word
     device = stepper.device
     searches = stepper.photos * groups
-    live = Beams.blank(searches, 1, stepper.locations, 0.0, device)
-    pool = Beams.blank(searches, width, stepper.locations, -torch.inf, device)
+    live = Beams.blank(searches, 1, 0.0, device)
+    pool = Beams.blank(searches, width, -torch.inf, device)
     photos = torch.arange(stepper.photos, device=device)
     results = Results(stepper.photos, options)
     words = torch.full((searches, 1), Vocabulary.START, device=device)
@@ -80,7 +80,7 @@ def beam_search(
             chosen.scores if options.groups == 1 else totals.flatten(1).gather(1, chosen.places),
             words,
             log_probs.flatten(1).gather(1, chosen.places),
-            _gather_maps(maps.view(-1, beams, maps.shape[-1]), parents),
+            results.maps.add(maps).view(-1, beams).gather(1, parents),
         )
         scores = after.totals / options.divisor(length + 1)
         ended = replace(after, totals=scores.masked_fill(~chosen.finished, -torch.inf))
@@ -187,8 +187,3 @@ def _banks(words: Tensor, totals: Tensor, options: SearchOptions) -> Tensor:
     banks = (len(required) - missing.sum(-1))[..., None].expand(totals.shape).clone()
     banks[..., required] += missing
     return banks
-
-
-def _gather_maps(maps: Tensor, parents: Tensor) -> Tensor:
-    """Map of each continuation's parent: (S, R, L) -> (S, M, L)."""
-    return maps.gather(1, parents[..., None].expand(-1, -1, maps.shape[-1]))

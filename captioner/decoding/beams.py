@@ -26,7 +26,7 @@ class Beams:
         totals: (S, K) summed log-probabilities, or scores in the pool.
         words: (S, K, T) ids.
         log_probs: (S, K, T).
-        maps: (S, K, T, L).
+        maps: (S, K, T) places in :class:`Maps`.
     """
 
     totals: Tensor
@@ -35,15 +35,13 @@ class Beams:
     maps: Tensor
 
     @classmethod
-    def blank(
-        cls, searches: int, beams: int, locations: int, total: float, device: torch.device
-    ) -> Beams:
+    def blank(cls, searches: int, beams: int, total: float, device: torch.device) -> Beams:
         """Sentences without a word."""
         return cls(
             torch.full((searches, beams), total, device=device),
             torch.zeros(searches, beams, 0, dtype=torch.long, device=device),
             torch.zeros(searches, beams, 0, device=device),
-            torch.zeros(searches, beams, 0, locations, device=device),
+            torch.zeros(searches, beams, 0, dtype=torch.long, device=device),
         )
 
     def take(self, index: Tensor) -> Beams:
@@ -57,12 +55,12 @@ class Beams:
         return Beams(*(field[index].flatten(0, 1) for field in fields))
 
     def extended(self, totals: Tensor, words: Tensor, log_probs: Tensor, maps: Tensor) -> Beams:
-        """Every sentence with one more word: (S, K) each, maps (S, K, L)."""
+        """Every sentence with one more word: (S, K) each."""
         return Beams(
             totals,
             torch.cat((self.words, words[..., None]), -1),
             torch.cat((self.log_probs, log_probs[..., None]), -1),
-            torch.cat((self.maps, maps[:, :, None]), 2),
+            torch.cat((self.maps, maps[..., None]), -1),
         )
 
     def joined(self, other: Beams) -> Beams:
@@ -72,11 +70,31 @@ class Beams:
             torch.cat((self.totals, other.totals), 1),
             torch.cat((F.pad(self.words, (0, extra)), other.words), 1),
             torch.cat((F.pad(self.log_probs, (0, extra)), other.log_probs), 1),
-            torch.cat((F.pad(self.maps, (0, 0, 0, extra)), other.maps), 1),
+            torch.cat((F.pad(self.maps, (0, extra)), other.maps), 1),
         )
 
 
 _FIELDS = ("totals", "words", "log_probs", "maps")
+
+
+class Maps:
+    """The attention maps of all steps; sentences hold places in it, so no step copies a map."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+        self._count = 0
+
+    def add(self, maps: Tensor) -> Tensor:
+        """Keep the maps of a step (B, K, L); the places (B, K) where they are kept."""
+        places = torch.arange(self._count, self._count + maps[..., 0].numel(), device=maps.device)
+        self._steps.append(maps.flatten(0, 1))
+        self._count += len(places)
+        return places.view(maps.shape[:2])
+
+    def at(self, places: Tensor) -> Tensor:
+        """The maps (..., L) at places (...), in fp32 on the CPU."""
+        self._steps = [torch.cat(self._steps)]
+        return self._steps[0][places].float().cpu()
 
 
 class Results:
@@ -84,10 +102,12 @@ class Results:
 
     Attributes:
         sentences: For each photo, best first.
+        maps: The maps of every step so far.
     """
 
     def __init__(self, photos: int, options: SearchOptions):
         self.sentences: list[list[Hypothesis]] = [[] for _ in range(photos)]
+        self.maps = Maps()
         self.options = options
         self._rescued: list[list[Hypothesis]] = [[] for _ in range(photos)]
 
@@ -119,8 +139,10 @@ class Results:
         self, sentences: list[list[Hypothesis]], photos: list[int], beams: Beams, finished: bool
     ) -> None:
         """Write the sentences of photos, best first, until each has as many as wanted."""
+        if all(len(sentences[photo]) == self.options.candidates for photo in photos):
+            return
         scores, words = beams.totals.tolist(), beams.words.tolist()
-        log_probs, maps = beams.log_probs.tolist(), beams.maps.float().cpu()
+        log_probs, maps = beams.log_probs.tolist(), self.maps.at(beams.maps)
         for place, photo in enumerate(photos):
             for search, k in self._order(scores, place):
                 if len(sentences[photo]) == self.options.candidates:

@@ -30,5 +30,5 @@ def greedy_search(
     options = options or SearchOptions()
     if options.required:
         raise ConfigError("required words need beam search")
-    found = follow_rows(decoder, memory, options, 1, lambda scores, time: scores.argmax(-1))
+    found = follow_rows(decoder, memory, options, 1, lambda scores, *_: scores.argmax(-1))
     return [sentence for (sentence,) in found]

@@ -44,8 +44,8 @@ def sample(
     rows = options.candidates
     draws = torch.stack([_draws(key, rows, options) for key in keys])  # (B, N, T)
 
-    def pick(log_probs: Tensor, time: int) -> Tensor:
-        words = draw(truncate(log_probs.cpu(), options), draws[:, :, time])
+    def pick(log_probs: Tensor, time: int, photos: Tensor) -> Tensor:
+        words = draw(truncate(log_probs.cpu(), options), draws[photos.cpu(), :, time])
         return words.to(log_probs.device)
 
     return follow_rows(decoder, memory, options, rows, pick)
@@ -62,7 +62,7 @@ def truncate(log_probs: Tensor, options: SearchOptions) -> Tensor:
     """Weights to draw by: temperature, then the top k, then the top p; (B, N, V) -> the same."""
     log_probs = log_probs.double()
     relative = (log_probs - log_probs.amax(-1, keepdim=True)) / options.temperature
-    weights = relative.exp().nan_to_num(0.0)  # not a number: nothing is allowed
+    weights = relative.exp_().nan_to_num_(0.0)  # not a number: nothing is allowed
     if not options.top_k and options.top_p == 1:
         return weights
     ordered, index = weights.sort(dim=-1, descending=True, stable=True)

@@ -59,7 +59,7 @@ class Stepper:
             decoder.start(memory, rows)
             for decoder, memory in zip(self.decoders, self.memories, strict=True)
         ]
-        self.photos, self.locations = self.memories[0].values.shape[:2]
+        self.photos = len(self.memories[0].values)
         self.device = self.memories[0].values.device
 
     def step(self, words: Tensor) -> tuple[Tensor, Tensor]:

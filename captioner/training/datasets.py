@@ -53,11 +53,7 @@ class TrainingData:
         for start in range(0, len(photos), batch_size):
             rows = photos[start : start + batch_size]
             if self.val_cache is not None:
-                items = [self.val_cache.read(row) for row in rows]
-                yield [
-                    torch.from_numpy(np.stack(stage)).float().to(device)
-                    for stage in zip(*items, strict=True)
-                ]
+                yield [stage.to(device).float() for stage in self.val_cache.read_batch(rows)]
             else:
                 size = self.preprocess.size
                 images = [open_image(self.val[row].image, shrink_to=size) for row in rows]
@@ -110,9 +106,9 @@ def build_datasets(
         fingerprint = _fingerprint(encoder)
 
         def extract(images: Tensor) -> list[Tensor]:
-            images = images.to(device).contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
             with autocast(device, config.optim.precision):
-                return [stage.float().cpu() for stage in encoder.extract(images)]
+                return encoder.extract(images)
 
         encoder.eval()
         caches = [
@@ -121,9 +117,11 @@ def build_datasets(
                 [example.image for example in examples],
                 preprocess,
                 extract,
-                workers=data.workers,
                 mirror=mirror,
                 fingerprint=fingerprint,
+                dtype=data.cache_dtype,
+                precision=config.optim.precision,
+                device=device,
             )
             if examples
             else None

@@ -40,11 +40,12 @@ from captioner.training.distributed import (
     sum_over_ranks,
     world_size,
 )
-from captioner.training.log import JsonLinesLog
+from captioner.training.log import RunLog
 from captioner.training.losses import Share
 from captioner.training.objective import build_objective
 from captioner.training.optimizer import AveragedWeights, build_optimizer, build_schedule
 from captioner.training.record import training_record
+from captioner.training.samples import write_samples
 from captioner.training.signals import on_signals
 from captioner.training.start import (
     check_same_recipe,
@@ -63,8 +64,6 @@ from captioner.training.validation import validate
 from captioner.training.window import Window
 
 logger = logging.getLogger(__name__)
-
-_LOG_EVERY = 20  # steps
 
 
 class Trainer:
@@ -137,9 +136,11 @@ class Trainer:
             torch.manual_seed(config.seed + rank())
         if state is not None:
             self._restore(state)
-        self.log: JsonLinesLog | None = None
+        self.log: RunLog | None = None
         if rank() == 0:
-            self.log = JsonLinesLog(self.out / "log.jsonl", self.step if resume else None)
+            self.log = RunLog(
+                self.out, self.step if resume else None, tensorboard=config.log.tensorboard
+            )
         self._told_to_stop = False  # this process
         self._stop = False  # all, by agreement
 
@@ -189,7 +190,7 @@ class Trainer:
             self.step += 1
             bar.update()
             self.window.add(gradient_norm=norm, **parts)
-            if self.step % _LOG_EVERY == 0:
+            if self.step % self.config.log.every == 0:
                 means = self.window.means()
                 bar.set_postfix(loss=means["loss"], refresh=False)
                 rate = self.schedule.get_last_lr()[0]
@@ -239,13 +240,20 @@ class Trainer:
 
     def _validate(self, epoch: int) -> None:
         """Caption the validation photos freely, score them, keep the best model."""
+        more: dict[str, Any] = {}
         with self.average.applied():
             self.model.eval()
             if self.data.val:
-                self.metrics = validate(
+                self.metrics, sums = validate(
                     self.model, self.vocabulary, self.data, self.config, self.device
                 )
-            self._log(step=self.step, epoch=epoch, validation=self.metrics)
+                more["attention_sums"] = sums.record()
+            self._log(step=self.step, epoch=epoch, validation=self.metrics, **more)
+            if rank() == 0:
+                parts = (self.model, self.vocabulary, self.preprocess, self.data.val)
+                write_samples(
+                    self.out, *parts, self.config, self.device, epoch=epoch, step=self.step
+                )
             logger.info("epoch %d: %s", epoch, self.metrics)
             self._save_model("last.safetensors", epoch)
             score = self.metrics.get(self.config.validation.metric, float(epoch))

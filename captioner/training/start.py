@@ -16,7 +16,10 @@ from captioner.training.distributed import world_size
 
 logger = logging.getLogger(__name__)
 
-_MAY_CHANGE = {"out", "init", "device", "save_every", "data.root", "data.cache", "data.workers"}
+_MAY_CHANGE = {
+    *("out", "init", "device", "save_every", "data.root", "data.cache", "data.workers"),
+    *("log.samples", "log.tensorboard"),
+}
 
 
 def check_same_recipe(config: Config, path: Path) -> None:

@@ -13,6 +13,7 @@ from captioner.device import autocast
 from captioner.evaluation.scores import score_captions
 from captioner.models.captioner import CaptionModel
 from captioner.text import Vocabulary
+from captioner.training.attention_sums import AttentionSums
 from captioner.training.datasets import TrainingData
 from captioner.training.distributed import gather, rank, world_size
 
@@ -26,7 +27,7 @@ def validate(
     data: TrainingData,
     config: Config,
     device: torch.device,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], AttentionSums]:
     """Caption the validation photos with beam search and score them.
 
     Several processes share the photos, and all get the scores of all.
@@ -40,11 +41,13 @@ def validate(
 
     Returns:
         ``cider``, ``bleu1`` .. ``bleu4``, ``rouge_l`` as fractions; ``attention_entropy``, the
-        mean over words as a share of the uniform map's; ``words``, the mean length.
+        mean over words as a share of the uniform map's; ``words``, the mean length. And how much
+        attention each place got over its sentence.
     """
     options = SearchOptions(beam=config.validation.beam, max_length=config.validation.max_length)
     captions: list[list[str]] = []
     entropies: list[float] = []
+    sums = AttentionSums()
     mine = range(rank(), len(data.val), world_size())
     for pictures in data.val_pictures(mine, _BATCH, device):
         with autocast(device, config.optim.precision):
@@ -56,14 +59,17 @@ def validate(
             maps = best.attention  # (T, L)
             entropy = -torch.special.xlogy(maps, maps).sum(-1) / math.log(maps.shape[-1])
             entropies += entropy.tolist()
-    parts = gather((captions, entropies))
+            sums.add(maps)
+    parts = gather((captions, entropies, sums.values))
+    sums.values = torch.stack([values for _, _, values in parts]).sum(0)
     every: list[list[str]] = [[]] * len(data.val)
-    for first, (words, _) in enumerate(parts):
+    for first, (words, _, _) in enumerate(parts):
         every[first :: world_size()] = words
-    captions, entropies = every, [value for _, values in parts for value in values]
+    captions, entropies = every, [value for _, values, _ in parts for value in values]
     scores = score_captions(captions, [example.captions for example in data.val])
-    return {
+    metrics = {
         **{name: round(value, 5) for name, value in scores.summary().items()},
         "attention_entropy": round(sum(entropies) / max(1, len(entropies)), 4),
         "words": round(sum(map(len, captions)) / len(captions), 2),
     }
+    return metrics, sums

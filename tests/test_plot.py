@@ -1,0 +1,161 @@
+"""Curves of runs: what is in the logs is in the picture, and what cannot be drawn is told."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioner import cli
+from captioner.errors import ConfigError, DataError
+from captioner.training.log import read_log
+from captioner.training.plot import (
+    PANELS,
+    color_of,
+    draw_runs,
+    plot_runs,
+    read_runs,
+    running_mean,
+)
+
+
+def write_run(folder, steps=100, *, validations=2, level=1.0, tail=""):
+    """A log as a training writes it."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    records = []
+    for step in range(1, steps + 1):
+        records.append(
+            {
+                "step": step,
+                "epoch": 0,
+                "learning_rate": 1e-3 * step / steps,
+                "loss": level * (4 + float(rng.normal())),
+                "gradient_norm": 1.0,
+                "attention_entropy": 0.7,
+            }
+        )
+        if validations and step % (steps // validations) == 0:
+            metrics = {"cider": level * step / steps, "bleu4": 0.2, "attention_entropy": 0.6}
+            records.append({"step": step, "epoch": 1, "validation": metrics})
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "log.jsonl").write_text(text + tail)
+    return folder
+
+
+def uses(picture, color, box=None):
+    """How many pixels of a picture have about this colour."""
+    pixels = np.asarray(picture if box is None else picture.crop(box)).astype(int)
+    return int((abs(pixels - color).max(-1) < 50).sum())
+
+
+def test_each_run_has_its_colour_and_its_line_in_the_legend(tmp_path):
+    runs = read_runs([write_run(tmp_path / name, level=1 + n) for n, name in enumerate("ab")])
+    assert [run.describe() for run in runs] == [
+        "a: best CIDEr 1.000 at step 100",
+        "b: best CIDEr 2.000 at step 100",
+    ]
+    one, both = draw_runs(runs[:1]), draw_runs(runs)
+    assert uses(one, color_of(0)) > 500
+    assert uses(one, color_of(1)) < 10
+    assert uses(both, color_of(0)) > 500
+    assert uses(both, color_of(1)) > 500
+    assert len({color_of(number) for number in range(30)}) == 30
+
+
+def test_a_panel_shows_its_own_values(tmp_path):
+    """Without validations the panels of CIDEr and BLEU-4 are empty; the others stay."""
+    folders = [write_run(tmp_path / "no", validations=0), write_run(tmp_path / "yes")]
+    pictures = [draw_runs(read_runs([folder])) for folder in folders]
+    assert pictures[0].size == pictures[1].size
+    width, height = pictures[0].size
+    columns, top = width // 3, height // 12  # below the legend
+    for number, panel in enumerate(PANELS):
+        left, upper = number % 3 * columns, top + number // 3 * (height - top) // 2
+        box = (left, upper, left + columns, upper + (height - top) // 2)
+        drawn = [uses(picture, color_of(0), box) > 20 for picture in pictures]
+        assert drawn == [panel.training is not None, True], panel.title
+
+
+def test_a_spike_does_not_flatten_the_rest(tmp_path):
+    """Drawn with one value of 1e6 among 300, the loss still fills its panel."""
+    folder = write_run(tmp_path / "run", steps=300)
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    spike = json.loads(lines[10]) | {"loss": 1e6, "gradient_norm": float("nan")}
+    lines[10] = json.dumps(spike)  # NaN as Python writes it
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    picture = draw_runs(read_runs([folder]))
+    pixels = np.asarray(picture)[:, : picture.width // 3]
+    rows = np.flatnonzero((np.ptp(pixels, -1) > 40).any(1))  # those with a colour in them
+    rows = rows[(rows > 60) & (rows < picture.height // 2)]  # of the loss's panel
+    assert np.quantile(rows, 0.9) - np.quantile(rows, 0.1) > 60
+
+
+def test_running_mean():
+    rng = np.random.default_rng(0)
+    noisy = [(float(step), 5 + float(rng.normal())) for step in range(400)]
+    mean = running_mean(noisy)
+    assert [step for step, _ in mean] == [step for step, _ in noisy]
+    middle = [value for _, value in mean[20:-20]]
+    expected = [np.mean([v for _, v in noisy[n - 10 : n + 11]]) for n in range(20, 380)]
+    np.testing.assert_allclose(middle, expected)
+    assert mean[0] == noisy[0]  # no neighbour on its left, so none on its right
+    smooth = [(float(step), step**2 / 1e4) for step in range(400)]
+    assert running_mean(smooth) == smooth
+    assert running_mean(noisy[:50]) == noisy[:50]
+
+
+def test_labels_tell_runs_apart(tmp_path):
+    same = [write_run(tmp_path / name / "run") for name in "ab"]
+    labels = [run.label for run in read_runs([*same, write_run(tmp_path / "c"), same[0]])]
+    assert labels == [str(same[0]), str(same[1]), "c", str(same[0])]
+    assert [run.label for run in read_runs([tmp_path / "c" / "log.jsonl"])] == ["c"]
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "c" / "log.jsonl").read_bytes())
+    assert [run.label for run in read_runs([tmp_path / "copy.jsonl"])] == ["copy"]
+
+
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
+    whole = read_log(write_run(tmp_path / "whole"))
+    torn = write_run(tmp_path / "torn", tail='{"step": 101, "lo')
+    assert read_log(torn) == whole
+    with open(torn / "log.jsonl", "a") as file:
+        file.write("\n")  # now it is a line, and wrong
+    with pytest.raises(DataError, match=r"line 103: not a training log"):
+        read_log(torn)
+
+
+def test_mistakes_are_told(tmp_path):
+    run = write_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "fresh" / "log.jsonl").write_text("")
+    (tmp_path / "other.json").write_text("[1, 2]\n")
+    for path, message in [
+        (tmp_path / "nowhere", "nowhere: no such run"),
+        (tmp_path / "empty", r"empty: no log\.jsonl in it"),
+        (tmp_path / "fresh", "fresh: its log is empty"),
+        (tmp_path / "other.json", r"other\.json, line 1: not a training log"),
+    ]:
+        with pytest.raises(DataError, match=message) as caught:
+            plot_runs([run, path], tmp_path / "out.png")
+        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ConfigError, match=r"name it out\.png"):
+        plot_runs([run], tmp_path / "out.jpg")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", validations=0)
+    assert cli.main(["plot", "a", "-o", "two.png", "b/log.jsonl"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "two.png\n"
+    assert captured.err == "captioner: b: no validation yet\n"
+    with Image.open("two.png") as picture:
+        assert picture.format == "PNG"
+        assert uses(picture.convert("RGB"), color_of(1)) > 100
+    assert cli.main(["plot", "a"]) == 0
+    assert (tmp_path / "curves.png").exists()
+    assert cli.main(["plot", "c"]) == 2
+    assert "c: no such run folder" in capsys.readouterr().err
