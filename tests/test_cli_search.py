@@ -77,6 +77,46 @@ def test_other_options_run(rows):
         )
 
 
+@pytest.fixture
+def evaluated(model, photos, tmp_path, capsys):
+    """Runs ``captioner evaluate`` and reads its captions, photo by photo."""
+    references = tmp_path / "captions.jsonl"
+    names = sorted(path.name for path in photos.iterdir())
+    lines = [json.dumps({"image": name, "captions": ["a dog runs"]}) for name in names]
+    references.write_text("\n".join(lines))
+
+    def run(*options):
+        results = tmp_path / "results.json"
+        arguments = ["evaluate", "--captions", references, "--images", photos, "-m", model]
+        arguments += ["--results-out", results, "-q", *options]
+        status = cli.main([str(argument) for argument in arguments])
+        err = capsys.readouterr().err
+        assert status == 0, err
+        return [row["caption"] for row in json.loads(results.read_text())]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--sample", "--seed", 5, "--temperature", 1.5, "--top-k", 9, "--top-p", 0.9, "--mbr", 3),
+        ("--diverse", 2, "--beam", 4, "--no-repeat-ngram", 1, "--length-penalty", "average"),
+        ("--ban", "red", "--ban", "cat", "--require", "dog", "--min-length", 3),
+    ],
+)
+def test_evaluation_searches_as_captioning_does(rows, evaluated, options):
+    options = (*options, "--max-length", 6)
+    assert evaluated(*options) == [row["caption"] for row in rows(*options)]
+    assert evaluated(*options) != evaluated("--max-length", 6)  # the options tell
+
+
+def test_scoring_a_file_takes_no_search(capsys):
+    for option in (("--diverse", "2"), ("--require", "dog"), ("--seed", "0"), ("--sample",)):
+        assert cli.main(["evaluate", "--captions", "a", "--results", "b", *option]) == 2
+        assert f"{option[0]} is for scoring a model" in capsys.readouterr().err
+
+
 def test_unknown_required_word(model, photos, capsys):
     arguments = ["caption", photos, "-m", model, "--require", "gras"]
     assert cli.main([str(argument) for argument in arguments]) == 2
