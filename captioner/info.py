@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def render(info: dict[str, Any]) -> str:
             f"{preprocess['size']} × {preprocess['size']}, {preprocess['interpolation']}, "
             f"mean {_numbers(preprocess['mean'])}, std {_numbers(preprocess['std'])}",
         ),
-        *[(key, _value(value)) for key, value in record.items() if value is not None],
+        *record_rows(record),
     ]
     indent = max(len(key) for key, _ in rows) + 2
     return "\n".join(
@@ -89,6 +90,11 @@ def render(info: dict[str, Any]) -> str:
         )
         for key, value in rows
     )
+
+
+def record_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The training record of a model file, each entry as a name and a line of text."""
+    return [(key, _value(value)) for key, value in record.items() if value is not None]
 
 
 def _numbers(values: list[float]) -> str:

@@ -1,18 +1,36 @@
-"""Turn a training checkpoint into a model to ship: half-precision weights, the same header.
+"""Turn training checkpoints into a model to ship: half-precision weights, the best one's header.
 
-Used by scripts/train_flickr8k.sh.
+Several checkpoints that descend from one are averaged, weight by weight (a "model soup", Wortsman
+et al. 2022). Used by scripts/train_flickr8k.sh.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
+
+import torch
 
 from captioner.checkpoint import load_weights, read_header, save_checkpoint
 
+
+def average(files: list[Path]) -> dict[str, torch.Tensor]:
+    """The mean of the weights; counters and the like are the first file's."""
+    first, *others = (load_weights(file) for file in files)
+    for name, value in first.items():
+        if value.is_floating_point():
+            values = [value.float(), *(other[name].float() for other in others)]
+            first[name] = torch.stack(values).mean(0)
+    return first
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="what training wrote")
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="what training wrote; best first")
     parser.add_argument("target", type=Path, help="the model file to write")
     arguments = parser.parse_args()
-    weights = load_weights(arguments.checkpoint)
-    save_checkpoint(arguments.target, read_header(arguments.checkpoint), weights, half=True)
+    header = read_header(arguments.checkpoints[0])
+    if len(arguments.checkpoints) > 1:
+        epochs = [read_header(file).record["epoch"] for file in arguments.checkpoints]
+        header = dataclasses.replace(header, record={**header.record, "averaged_epochs": epochs})
+    save_checkpoint(arguments.target, header, average(arguments.checkpoints), half=True)
     print(f"{arguments.target}: {arguments.target.stat().st_size / 1e6:.1f} MB")

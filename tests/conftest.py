@@ -13,6 +13,8 @@ from captioner.models.captioner import CaptionModel
 
 torch.set_num_threads(2)
 
+pytest_plugins = ["browser"]
+
 
 @pytest.fixture(scope="session")
 def shared_data():

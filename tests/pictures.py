@@ -1,6 +1,11 @@
-"""A data set that is drawn: coloured shapes on plain ground, captioned by what they are."""
+"""A data set that is drawn: coloured shapes on plain ground, captioned by what they are.
+
+python tests/pictures.py FOLDER    # draws them all, for configs/tiny.yaml
+"""
 
 import json
+import sys
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
@@ -60,3 +65,7 @@ def write_pictures(folder, count=6, captions=1):
     path = folder / "captions.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}), encoding="utf-8")
     return path
+
+
+if __name__ == "__main__":
+    print(write_pictures(Path(sys.argv[1]), count=12))

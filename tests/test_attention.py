@@ -14,6 +14,7 @@ from captioner.decoding.beam import beam_search
 from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import SearchOptions
 from captioner.errors import ConfigError
+from captioner.models import additive
 from captioner.models.additive import additive_score
 from captioner.models.attention import Attention
 from captioner.models.normalizers import normalize
@@ -118,7 +119,9 @@ def test_normalizer_gradients(normalizer):
     assert torch.autograd.gradcheck(lambda x: normalize(x, normalizer), scores)
 
 
-def test_additive_score_equals_the_naive_formula_with_its_gradients():
+@pytest.mark.parametrize("block", [1, 2**18], ids=["photo-by-photo", "at-once"])
+def test_additive_score_equals_the_naive_formula_with_its_gradients(monkeypatch, block):
+    monkeypatch.setattr(additive, "_BLOCK", block)
     torch.manual_seed(0)
     shapes = ((2, 3, 5), (2, 4, 5), (5,))
     mine = [torch.randn(shape, requires_grad=True) for shape in shapes]

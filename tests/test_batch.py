@@ -166,8 +166,11 @@ def test_resume_refuses_other_photos_and_other_files(tmp_path, photos, name):
     assert output.read_bytes() == b"my notes,\nnot yours\ntorn"
 
 
-def test_a_complete_output_resumes_to_itself(tmp_path, photos):
-    output = tmp_path / "out.jsonl"
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.json", "out.parquet"])
+def test_a_complete_output_resumes_to_itself_and_takes_more_photos(tmp_path, photos, name):
+    if name == "out.parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    output, more = tmp_path / name, save(tmp_path / "zoo.png")
     caption_to(output, [photos])
     before, captioner = output.read_bytes(), FakeCaptioner()
     summary = caption_to(output, [photos], mode="resume", captioner=captioner)
@@ -175,6 +178,26 @@ def test_a_complete_output_resumes_to_itself(tmp_path, photos):
     assert not summary.ok
     assert captioner.read == 0
     assert output.read_bytes() == before
+    with pytest.raises(CaptionerError, match="--overwrite"):
+        caption_to(output, [photos / "3.png"], mode="resume")
+    assert output.read_bytes() == before
+    assert caption_to(output, [photos, more], mode="resume").captioned == 1
+    assert output.read_bytes() != before
+    assert caption_to(output, [photos, more], mode="resume").kept == 8
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("text", ["no JSON", '{"images": []}\n', '[\n {\n  "image": "a"\n }\n]\n'])
+@pytest.mark.parametrize("name", ["out.json", "out.parquet"])
+def test_a_stranger_is_not_resumed(tmp_path, photos, name, text):
+    if name == "out.parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    output = tmp_path / name
+    output.write_text(text)
+    with pytest.raises(CaptionerError, match="no result of this command: --overwrite"):
+        caption_to(output, [photos], mode="resume")
+    assert output.read_text() == text
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_two_writers_are_refused(tmp_path, photos):
@@ -240,6 +263,9 @@ def test_coco_results(tmp_path):
     ]
     assert (summary.captioned, summary.failed) == (2, 1)
     assert "no image id" in str(summary.kinds)
+    with pytest.raises(CaptionerError, match="is complete: --overwrite"):
+        caption_to(output, [tmp_path / "photos"], form="coco", mode="resume")
+    assert len(json.loads(output.read_text())) == 2
     assert not list(tmp_path.glob("*.partial"))
     assert coco_id(Item("7.png", id="x")) == "x"
 

@@ -114,6 +114,16 @@ def test_options_may_stand_between_paths(caption, photos):
     assert (status, out.count("\n")) == (0, 2)
 
 
+def test_a_photo_that_is_called_like_an_option(photos, model, monkeypatch, capsys):
+    monkeypatch.chdir(photos)
+    Path("00.png").rename("-o.png")
+    command = ["caption", "--model", str(model), "--format", "text", "--quiet"]
+    for paths in (["--", "-o.png"], ["01.png", "--", "-o.png"]):
+        assert cli.main([*command, *paths]) == 0
+        names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+        assert names == [path for path in paths if path != "--"]
+
+
 def test_wrong_usage(caption, photos, capsys):
     wrong = [
         [photos, "--resume"],

@@ -9,8 +9,7 @@ from pathlib import Path
 from tiny import MODEL
 from tiny_files import WORDS, environment
 
-from captioner import __version__, arguments, cli
-from captioner.batch.sinks import FORMATS
+from captioner import __version__, cli
 from captioner.models.captioner import CaptionModel
 
 
@@ -25,10 +24,6 @@ def test_help_is_quick_and_complete():
     )
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("caption", "train", "evaluate", "info"))
-
-
-def test_the_parser_offers_the_formats_of_the_sinks():
-    assert arguments.FORMATS == FORMATS
 
 
 def test_version_and_unknown_commands(capsys):

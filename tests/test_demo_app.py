@@ -204,6 +204,7 @@ def test_the_command_serves_the_models_it_is_given(model, monkeypatch, capsys):
         "port": 7999,
         "queue": 5,
         "open_browser": False,
+        "mcp": False,
         "waited for": ["page"],
     }
 

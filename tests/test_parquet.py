@@ -237,9 +237,8 @@ def test_what_is_there_is_not_lost(tmp_path, monkeypatch):
 
     caption_to(output, [photos], captioner=FakeCaptioner(on_batch=second))
     before = output.read_bytes()
-    for mode in ("new", "resume"):
-        with pytest.raises(CaptionerError, match="--overwrite"):
-            caption_to(output, [photos], mode=mode)
+    with pytest.raises(CaptionerError, match="--overwrite"):
+        caption_to(output, [photos])
     assert output.read_bytes() == before
 
     def full(*_, **__):

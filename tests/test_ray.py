@@ -21,6 +21,7 @@ from captioner.errors import CaptionerError, ConfigError
 
 pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'captioner[ray]'")
 
+from captioner.batch.ray import _plan
 from captioner.batch.ray_cluster import Pool, choose_pool
 from captioner.batch.ray_parts import Collector, PartFolder, part_name
 from captioner.batch.ray_tasks import (
@@ -142,6 +143,19 @@ def test_part_names_tell_what_is_inside():
     assert part_name(2, ["a\udce9"]).startswith("part-000002-")
 
 
+def test_part_names_tell_how_they_were_made(photos):
+    def plan(*options, **search):
+        arguments = cli._build_parser()[1]["caption"].parse_args([*options, *sources])
+        return [unit.name for unit in _plan(arguments, search)]
+
+    sources = [str(photos), make_archive("shard.tar", photos)]
+    names = plan()
+    assert len(names) == 2
+    assert plan() == plan("--workers", "2", "--batch-size", "3") == names
+    others = [plan(beam=5), plan("-m", "x"), plan("--column", "img"), plan("--attention-json")]
+    assert all(set(other).isdisjoint(names) for other in others)
+
+
 # ------------------------------------------------------------------------------------- the command
 
 
@@ -153,6 +167,7 @@ def test_part_names_tell_what_is_inside():
         (["-o", "out", "--attention", "maps"], "--attention does not go"),
         (["-o", "out", "--errors", "e.jsonl"], "--errors does not go"),
         (["-o", "out", "--fail-fast"], "--fail-fast does not go"),
+        (["-o", "out", "--write-metadata", "copies"], "--write-metadata does not go"),
         (["-o", "out", "--device", "cuda:1"], "gives each worker its GPU"),
         (["-o", "out", "--require", "zebra"], "'zebra'"),
         (["-o", "photos"], "choose another output"),

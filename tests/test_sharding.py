@@ -266,7 +266,7 @@ def test_resuming_needs_the_same_command(caption, photos):
         "parts of 3 shards, not 2": [*options, "--shard", "1/2", "--resume"],
         "parts of 3 shards, not 4": [*options, "--shard", "0/4"],
         "other settings (search)": [*options, "--shard", "1/3", "--resume", "--beam", "5"],
-        "other settings (models)": [*options, "--shard", "0/3", "-m", "other.safetensors"],
+        "other settings (model)": [*options, "--shard", "0/3", "-m", "other.safetensors"],
         "other settings (batch_size)": [*options, "--shard", "1/3", "--resume", "--batch-size=4"],
         "other settings (format)": [*options, "--shard", "0/3", "--format", "csv"],
         "other settings (sources)": ["more", *BATCH, "-o", "out.jsonl", "--shard", "1/3"],

@@ -17,10 +17,10 @@ from captioner.text import Vocabulary
 WORDS = ["a", "dog", "cat", "runs", "sits", "on", "the", "grass", "red", "blue", "ball", "two"]
 
 
-def save_model(path):
-    """A random model whose captions differ from photo to photo."""
+def save_model(path, words=WORDS):
+    """A random model of these words, whose captions differ from photo to photo."""
     torch.manual_seed(3)
-    vocabulary = Vocabulary.build([WORDS], min_count=1)
+    vocabulary = Vocabulary.build([words], min_count=1)
     network = CaptionModel(MODEL, len(vocabulary))
     shake(network.decoder, 0.5)
     for lateral in network.encoder.laterals:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from captioner.demo import caption_tab, limits
+from captioner.demo import about_tab, batch_tab, caption_tab, compare_tab, endpoints, limits
 from captioner.demo.models import Models
 from captioner.demo.private import keep_private
 from captioner.demo.settings import search_options
@@ -33,7 +34,9 @@ def build(models: Models, examples: Sequence[str] = ()) -> gr.Blocks:
     keep_private()
     tabs = {
         "Caption": partial(caption_tab.build, models, examples, _first(models, examples)),
-        # More tabs come here, one module each.
+        "Compare": partial(compare_tab.build, models, examples),
+        "Batch": partial(batch_tab.build, models),
+        "About": partial(about_tab.build, models),
     }
     with gr.Blocks(title="captioner", analytics_enabled=False, delete_cache=limits.CACHE) as blocks:
         gr.HTML(read_asset("header.html"), elem_id="header")
@@ -41,7 +44,7 @@ def build(models: Models, examples: Sequence[str] = ()) -> gr.Blocks:
             for title, fill in tabs.items():
                 with gr.Tab(title, id=title.lower()):
                     fill()
-        # Endpoints for programs come here.
+        endpoints.add(models)
     return blocks
 
 
@@ -59,6 +62,7 @@ def serve(
     queue: int = limits.QUEUE,
     examples: Sequence[str] | None = None,
     open_browser: bool = False,
+    mcp: bool = False,
 ) -> tuple[gr.Blocks, str]:
     """Serve the page on this machine, in threads beside the caller's.
 
@@ -69,13 +73,16 @@ def serve(
         queue: Visitors that may wait; more are told to come back.
         examples: Example photos; None takes the repository's, if they are there.
         open_browser: Open the page in a browser.
+        mcp: Also serve the endpoints as tools, by the Model Context Protocol.
 
     Returns:
         The page, whose ``close()`` stops the server, and its address.
 
     Raises:
-        ConfigError: The port is taken, or cannot be had.
+        ConfigError: The port is taken, or cannot be had; or ``mcp`` is not installed.
     """
+    if mcp and find_spec("mcp") is None:
+        raise ConfigError("--mcp needs one more package: pip install 'captioner[mcp]'")
     if examples is None:
         examples = [str(path) for name in _ORDER if (path := EXAMPLES / f"{name}.jpg").exists()]
     models.warm_up()
@@ -90,6 +97,7 @@ def serve(
         "enable_monitoring": False,
         "ssr_mode": False,
         "pwa": False,
+        "mcp_server": mcp,
         "max_file_size": limits.UPLOAD,
         "state_session_capacity": limits.SESSIONS,
         "footer_links": [],

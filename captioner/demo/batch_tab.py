@@ -31,6 +31,11 @@ def build(models: Models) -> None:
         with gr.Column(elem_classes="input"):
             files = files_input(elem_id="files")
             gr.HTML(_HINT, elem_classes="hint")
+            with gr.Row(elem_classes="take-home"):
+                lines = gr.DownloadButton(
+                    "JSON Lines", size="sm", interactive=False, elem_id="take-jsonl"
+                )
+                cells = gr.DownloadButton("CSV", size="sm", interactive=False, elem_id="take-csv")
         with gr.Column(elem_classes="result"):
             table = gr.HTML(
                 None,
@@ -40,11 +45,6 @@ def build(models: Models) -> None:
                 apply_default_css=False,
                 elem_id="table",
             )
-            with gr.Row(elem_classes="take-home"):
-                lines = gr.DownloadButton(
-                    "JSON Lines", size="sm", interactive=False, elem_id="take-jsonl"
-                )
-                cells = gr.DownloadButton("CSV", size="sm", interactive=False, elem_id="take-csv")
         with (
             gr.Column(elem_classes="settings"),
             gr.Accordion("Settings", open=False, elem_id="batch-settings"),

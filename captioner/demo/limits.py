@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 UPLOAD = "20mb"
+PHOTO = 20 << 20  # bytes of a photo inside a zip
+UNPACKED = 500 << 20  # bytes of all photos of a zip
+PHOTOS = 200  # captioned at a time
 QUEUE = 32  # visitors that may wait
 SESSIONS = 200  # whose photo is remembered
 CACHE = (600, 3600)  # seconds: how often uploads are looked through, and when they are deleted
@@ -16,3 +19,6 @@ MODEL_QUEUE: dict[str, Any] = {
     "api_visibility": "private",
     "show_progress": "minimal",
 }
+
+# For many photos at once: beside the queue of single ones, which need not wait for them.
+BATCH_QUEUE: dict[str, Any] = MODEL_QUEUE | {"concurrency_id": "batch"}

@@ -10,7 +10,7 @@ import weakref
 from pathlib import Path
 
 import gradio as gr
-from gradio import processing_utils
+from gradio import mcp, processing_utils
 from gradio.utils import get_upload_folder
 
 
@@ -35,6 +35,7 @@ def keep_private() -> None:
     program gives an address instead of a file, Gradio would fetch it: here it refuses.
     """
     os.environ.setdefault("GRADIO_TEMP_DIR", _folder().path)
+    mcp.DEFAULT_TEMP_DIR = get_upload_folder()  # read when Gradio was imported
     if not hasattr(processing_utils, "async_ssrf_protected_download"):
         raise RuntimeError("this version of Gradio downloads in another way: cannot stay offline")
     processing_utils.async_ssrf_protected_download = _refuse

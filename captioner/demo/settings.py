@@ -18,6 +18,14 @@ _HINTS = (
 class Settings:
     """The components of the accordion.
 
+    Args:
+        models: To choose among.
+        prefix: Of the elements' ids, where several stand on a page.
+        model: Name of the model at the start; None takes the first.
+        mode: Kind of search at the start.
+        captions: Number of sentences at the start.
+        looks: Whether style and strength of the overlay belong to it.
+
     Attributes:
         search: Those that shape the sentences: the inputs of :func:`search_options`, in order.
         looks: Style and strength of the overlay.
@@ -25,47 +33,89 @@ class Settings:
         changes: The events at which to search anew.
     """
 
-    def __init__(self, models: Models):
+    def __init__(
+        self,
+        models: Models,
+        *,
+        prefix: str = "",
+        model: str | None = None,
+        mode: str = BEAM,
+        captions: int = 3,
+        looks: bool = True,
+    ):
         self.model = gr.Dropdown(
             models.names,
-            value=models.names[0],
+            value=model or models.names[0],
             label="Model",
             visible=len(models.names) > 1,
-            elem_id="model",
+            elem_id=prefix + "model",
         )
-        self.style = gr.Radio(
-            [("Spotlight", "spotlight"), ("Heat map", "heatmap")],
-            value="spotlight",
-            label="Overlay",
-            elem_id="style",
-        )
-        self.strength = gr.Slider(0.1, 1, 0.6, step=0.05, label="Strength", elem_id="strength")
-        mode = gr.Dropdown(
-            [BEAM, DIVERSE, SAMPLE, AGREE], value=BEAM, label="Search", info=_HINTS, elem_id="mode"
-        )
-        captions = gr.Slider(1, 8, 3, step=1, label="Sentences", elem_id="captions")
-        beam = gr.Slider(1, 10, 3, step=1, label="Beams", elem_id="beam")
-        penalty = gr.Slider(
-            0, 2, 0, step=0.1, label="Length penalty", info="Above 0 favours longer sentences."
-        )
-        temperature = gr.Slider(0.2, 2, 1, step=0.1, label="Temperature", visible=False)
-        top_p = gr.Slider(0.1, 1, 0.9, step=0.05, label="Top p", visible=False)
-        seed = gr.Slider(0, 99, 0, step=1, label="Seed", visible=False, elem_id="seed")
-        require = gr.Textbox(label="Required words", placeholder="dog, grass", elem_id="require")
-        ban = gr.Textbox(label="Banned words", placeholder="man, laptop", elem_id="ban")
-        sliders, texts = [captions, beam, penalty, temperature, top_p, seed], [require, ban]
-        self.changes = [self.model.change, mode.change, *(each.release for each in sliders)]
-        self.changes += [event for each in texts for event in (each.submit, each.blur)]
-        self.looks = [self.style, self.strength]
-        self.search = [mode, captions, beam, penalty, temperature, top_p, seed, require, ban]
-        mode.change(
+        self.looks: list[Any] = []
+        if looks:
+            self.looks = [self.style, self.strength] = overlay_looks(prefix)
+        self.search = _search_inputs(prefix, mode, captions)
+        kind, number, *sliders, require, ban = self.search
+        moved = [each.release for each in (number, *sliders)]
+        typed = [event for each in (require, ban) for event in (each.submit, each.blur)]
+        self.changes = [self.model.change, kind.change, *moved, *typed]
+        kind.change(
             _shown,
-            mode,
-            [beam, penalty, temperature, top_p, seed, require],
+            kind,
+            [*sliders, require],
             queue=False,
             api_visibility="private",
             show_progress="hidden",
         )
+
+
+def overlay_looks(prefix: str = "") -> list[Any]:
+    """Style and strength of the overlay."""
+    style = gr.Radio(
+        [("Spotlight", "spotlight"), ("Heat map", "heatmap")],
+        value="spotlight",
+        label="Overlay",
+        elem_id=prefix + "style",
+    )
+    return [style, gr.Slider(0.1, 1, 0.6, step=0.05, label="Strength", elem_id=prefix + "strength")]
+
+
+def _search_inputs(prefix: str, mode: str, captions: int) -> list[Any]:
+    """The inputs of :func:`search_options`, in order; those that mean nothing are hidden."""
+    draws = mode == SAMPLE
+
+    def slider(low: float, high: float, value: float, step: float, **options: Any) -> Any:
+        return gr.Slider(low, high, value, step=step, **options)
+
+    return [
+        gr.Dropdown(
+            [BEAM, DIVERSE, SAMPLE, AGREE],
+            value=mode,
+            label="Search",
+            info=_HINTS,
+            elem_id=prefix + "mode",
+        ),
+        slider(1, 8, captions, 1, label="Sentences", elem_id=prefix + "captions"),
+        slider(1, 10, 3, 1, label="Beams", elem_id=prefix + "beam", visible=not draws),
+        slider(
+            0,
+            2,
+            0,
+            0.1,
+            label="Length penalty",
+            info="Above 0 favours longer sentences.",
+            visible=not draws,
+        ),
+        slider(0.2, 2, 1, 0.1, label="Temperature", visible=draws),
+        slider(0.1, 1, 0.9, 0.05, label="Top p", visible=draws),
+        slider(0, 99, 0, 1, label="Seed", visible=draws, elem_id=prefix + "seed"),
+        gr.Textbox(
+            label="Required words",
+            placeholder="dog, grass",
+            elem_id=prefix + "require",
+            visible=not draws,
+        ),
+        gr.Textbox(label="Banned words", placeholder="man, laptop", elem_id=prefix + "ban"),
+    ]
 
 
 def _shown(mode: str) -> list[dict[str, Any]]:

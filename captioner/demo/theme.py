@@ -24,6 +24,7 @@ def theme() -> gr.themes.Base:
     ).set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_600",  # the usual one is too faint to read
         background_fill_primary="white",
         background_fill_primary_dark="*neutral_900",
         background_fill_secondary="*neutral_100",

@@ -36,7 +36,7 @@ class _Bounded(io.FileIO):
 def count_photos(path: str) -> int:
     """How many items :func:`read_photos` will give at most."""
     try:
-        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]
+        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
             return sum(1 for _ in _members(archive))
     except Exception:  # reading it will say why
         return 1
@@ -53,7 +53,7 @@ def read_photos(path: str, name: str) -> Iterator[Item]:
         name: What to call it in messages.
     """
     try:
-        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]
+        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
             unpacked, found = 0, 0
             for member in _members(archive):
                 found += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +24,6 @@ from captioner.demo.view import MOST_PIXELS
 from captioner.errors import ImageError
 from captioner.images import open_image
 from captioner.parallel import map_ahead
-from captioner.preprocess import Preprocess
 
 _TOGETHER = 8  # photos a batch: few, so that others get their turn and the table grows steadily
 _THUMBNAIL = (192, 144)  # pixels, at most
@@ -48,6 +48,11 @@ class Upload(NamedTuple):
             gradio.Error: It is not an upload.
         """
         return cls(uploaded(path), shown_name((name or path).replace("\\", "/").split("/")[-1]))
+
+    @property
+    def item(self) -> Item:
+        """The file as a photo."""
+        return Item(self.name, self.path)
 
     @property
     def is_zip(self) -> bool:
@@ -88,21 +93,20 @@ def caption_uploads(
     Raises:
         ConfigError: The options contradict each other.
     """
-    prepare = partial(_prepare, captioner.preprocess)
-    photos = map_ahead(prepare, _items(files), workers=2, depth=_TOGETHER)
-    # One batch a call: `Captioner.stream` would share out the cores among several, and other
-    # visitors' photos need theirs.
-    while batch := list(itertools.islice(photos, _TOGETHER)):
-        for photo, result in caption_items(captioner, batch, batch_size=_TOGETHER, **search):
-            assert isinstance(photo, Photo)
-            yield photo, result
+    work = partial(open_photo, captioner)
+    with closing(map_ahead(work, _items(files), workers=2, depth=_TOGETHER)) as photos:  # type: ignore[type-var]
+        # One batch a call: `Captioner.stream` would share out the cores among several, and other
+        # visitors' photos need theirs.
+        while batch := list(itertools.islice(photos, _TOGETHER)):
+            for photo, result in caption_items(captioner, batch, batch_size=_TOGETHER, **search):
+                assert isinstance(photo, Photo)
+                yield photo, result
 
 
 def _items(files: Sequence[Upload]) -> Iterator[Item]:
     """The photos, up to the limit."""
     items = itertools.chain.from_iterable(
-        read_photos(file.path, file.name) if file.is_zip else [Item(file.name, file.path)]
-        for file in files
+        read_photos(file.path, file.name) if file.is_zip else [file.item] for file in files
     )
     for number, item in enumerate(items):
         if number == limits.PHOTOS:
@@ -111,8 +115,9 @@ def _items(files: Sequence[Upload]) -> Iterator[Item]:
         yield item
 
 
-def _prepare(shape: Preprocess, item: Item) -> Photo:
-    """Open a photo; what the model sees is what ``captioner caption`` would show it."""
+def open_photo(captioner: Captioner, item: Item) -> Photo:
+    """Open a photo, or say why not; the model sees of it what it sees on the command line."""
+    shape = captioner.preprocess
     if item.error is not None:
         return Photo(item.name, error=item.error)
     try:

@@ -183,7 +183,9 @@ def made_up(folder: Path, photos: int) -> list[Example]:
         path = folder / f"{number}.png"
         Image.new("RGB", (8, 8)).save(path)
         lengths = random.normal(MEAN, DEVIATION, 5).round().clip(4, 25).astype(int)
-        captions = [" ".join(f"w{word}" for word in random.integers(WORDS, size=n)) for n in lengths]
+        captions = [
+            " ".join(f"w{word}" for word in random.integers(WORDS, size=n)) for n in lengths
+        ]
         examples.append(Example(str(path), tuple(captions), "train", number))
     return examples
 

@@ -2,8 +2,9 @@
   // A photo pasted or dropped anywhere on the page goes to the photo input.
   const give = (event, transfer) => {
     const file = [...(transfer?.files ?? [])].find((each) => each.type.startsWith("image/"));
-    const input = document.querySelector("#photo input[type=file]");
-    if (!file || !input || input.closest("#photo").offsetParent === null) return;
+    const inputs = document.querySelectorAll(":is(#photo, #compare-photo) input[type=file]");
+    const input = [...inputs].find((each) => each.closest(".block").offsetParent !== null);
+    if (!file || !input) return;
     event.preventDefault();
     const list = new DataTransfer();
     list.items.add(file);

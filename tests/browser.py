@@ -1,0 +1,157 @@
+"""Chromium, and demos for it to visit; conftest.py makes these fixtures known.
+
+A visit watches the page: what it writes as an error to the console, a script that fails or opens a
+dialog, and any request that is not to this machine fail the test.
+"""
+
+import io
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
+PATIENCE = 30_000  # milliseconds; a loaded machine is slow
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; anew for each module, as Playwright keeps an event loop running in this thread."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    api.expect.set_options(timeout=PATIENCE)
+    try:
+        playwright = api.sync_playwright().start()
+    except Exception as error:  # of no narrower kind
+        pytest.skip(f"Playwright does not start ({error}); on Debian, apt-get install libatomic1")
+    try:
+        own = playwright.chromium.executable_path
+        path = next(filter(None, map(shutil.which, NAMES)), own)
+        if not Path(path).exists():
+            pytest.skip("no Chromium: apt-get install chromium, or playwright install chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+    finally:
+        playwright.stop()
+
+
+@pytest.fixture(scope="module")
+def serve_demo():
+    """Serve captioners by name, until the module ends: ``serve_demo({"tiny": ...}) -> address``."""
+    pytest.importorskip("gradio", reason="the extra demo is not installed")
+    from captioner.demo.app import serve
+    from captioner.demo.models import Models
+
+    pages = []
+
+    def serve_these(captioners, examples=()):
+        page, address = serve(Models(captioners), examples=list(map(str, examples)))
+        pages.append(page)
+        return address
+
+    yield serve_these
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def _contexts(browser):
+    """Browser contexts by their options: pages that share one share its HTTP cache."""
+    return {}
+
+
+@pytest.fixture
+def visit(browser, _contexts):
+    """Open an address in a watched page: ``visit(address, viewport=PHONE, ...) -> page``."""
+    pages, complaints = [], []
+
+    def open_page(address, **options):
+        options = {"viewport": DESKTOP, "reduced_motion": "no-preference"} | options
+        key = repr(sorted(options.items()))
+        if key not in _contexts:
+            _contexts[key] = browser.new_context(**options)
+            _contexts[key].set_default_timeout(PATIENCE)
+        page = _contexts[key].new_page()
+        pages.append(page)
+        _watch(page, complaints)
+        page.goto(address)
+        page.wait_for_selector("#viewer .viewer[data-state]")
+        return page
+
+    yield open_page
+    for page in pages:
+        page.evaluate("0")  # so that all that happened has been told
+        page.close()
+    assert not complaints
+
+
+def _watch(page, complaints):
+    def on_request(request):
+        address = urlsplit(request.url)
+        if address.scheme not in ("data", "blob") and address.hostname != "127.0.0.1":
+            complaints.append(f"request to {request.url}")
+
+    def on_dialog(dialog):
+        complaints.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def on_console(message):
+        if message.type == "error":
+            complaints.append(f"console: {message.text}")
+
+    page.on("request", on_request)
+    page.on("websocket", lambda socket: complaints.append(f"websocket to {socket.url}"))
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    page.on("dialog", on_dialog)
+
+
+def upload(page, photo):
+    """Give the page a photo, a path or what Playwright takes, and wait for what it says of it."""
+    image = page.locator("#viewer img.photo")
+    before = image.get_attribute("src")
+    page.set_input_files("#photo input[type=file]", photo)
+    page.wait_for_function(
+        """before => {
+            const root = document.querySelector("#viewer .viewer");
+            const photo = root.querySelector("img.photo").getAttribute("src");
+            return root.dataset.state === "error" || photo !== before;
+        }""",
+        arg=before,
+    )
+
+
+def wait_for_word(page, index, *, viewer="viewer"):
+    """Wait until this word's map is on show; None: until there is none on the photo."""
+    number = "" if index is None else str(index)
+    page.wait_for_selector(f"#{viewer} .viewer[data-word='{number}'][data-fading=false]")
+
+
+def shown_words(page):
+    """The words of the sentence on show."""
+    return page.locator("#viewer .words .word").all_text_contents()
+
+
+def overlay_alpha(page):
+    """How opaque the overlay is, (height, width), 0 to 1."""
+    values, width = page.locator("#viewer canvas.overlay").evaluate(
+        """canvas => {
+            const image = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            return [Array.from(image.data.filter((_, i) => i % 4 === 3)), canvas.width];
+        }"""
+    )
+    return np.array(values, float).reshape(-1, width) / 255
+
+
+def photograph(page, selector="#viewer .frame"):
+    """What a visitor sees of an element, as RGB."""
+    return Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")
