@@ -135,6 +135,9 @@ class DataConfig:
     """Processes that read photos."""
     limit: int | None = None
     """Use only the first N training photos (for trials)."""
+    embeddings: str | None = None
+    """File of word vectors (GloVe or word2vec, as text, or gzipped) that the word embeddings start
+    from; not together with ``init``."""
 
 
 @dataclass(frozen=True, kw_only=True)

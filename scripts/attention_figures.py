@@ -32,6 +32,10 @@ def main() -> None:
     parser.add_argument("--photos", type=int, metavar="N", help="only the first N (for trials)")
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/attention.md")
     arguments = parser.parse_args()
+    page = arguments.page.read_text(encoding="utf-8")
+    pattern = re.compile(rf"({re.escape(BEGIN)}[^\n]*\n).*?({re.escape(END)})", re.DOTALL)
+    if not pattern.search(page):
+        sys.exit(f"{arguments.page}: no line {BEGIN!r} with {END!r} after it")
     models = dict(model.split("=", 1) for model in arguments.models) or {"the shipped model": None}
 
     coco = arguments.folder / "coco"
@@ -60,10 +64,6 @@ def main() -> None:
     )
     if len(found) > 1:
         text += "\n\n" + side_by_side(found)
-    page = arguments.page.read_text(encoding="utf-8")
-    pattern = re.compile(rf"({re.escape(BEGIN)}[^\n]*\n).*?({re.escape(END)})", re.DOTALL)
-    if not pattern.search(page):
-        sys.exit(f"{arguments.page}: no line {BEGIN!r} with {END!r} after it")
     page = pattern.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", page)
     with replacing(arguments.page) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -1,9 +1,11 @@
 """The additive score v·tanh(k + q), with the least work forward and backward.
 
 It is the decoder's main cost: B·C·L·A tanh a step. tanh(x) = 2σ(2x) - 1, and PyTorch's logistic
-function σ is several times faster on CPUs than its tanh. One buffer holds the sum, then σ, and in
-the backward pass one more holds the slope, where plain autograd would write every intermediate
-result to fresh memory (measured by ``scripts/bench/decoder_step.py``).
+function σ is several times faster on CPUs than its tanh. The sum and σ share one buffer, which is
+not kept: to compute it anew in the backward pass costs less than to write it to fresh memory and
+read it again, and saves T such buffers. On a CPU a few photos at a time are taken, so that the
+buffer stays in the cores' caches (measured by ``scripts/bench/train.py`` and
+``scripts/bench/decoder_step.py``).
 
 Shapes: B photos, C rows per photo, L locations, A attention size.
 """
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_BLOCK = 2**19  # numbers that stay in a CPU core's cache between two operations on them
+_BLOCK = 2**18  # numbers that stay in a CPU core's cache between two operations on them
 
 
 def additive_score(query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
@@ -33,38 +35,48 @@ def additive_score(query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
     with torch.autocast(query.device.type, enabled=False):  # fp32 throughout
         if torch.compiler.is_compiling():  # fuses by itself; export wants plain operations
             return torch.tanh(keys[:, None] + query[:, :, None]) @ weight
-        scores: Tensor
-        if torch.is_grad_enabled() or query.device.type != "cpu":
-            scores = _AdditiveScore.apply(query, keys, weight)
-            return scores
-        # Nothing is kept for a backward pass: a few photos at a time stay in the cache.
-        photos = max(1, _BLOCK // (query[0].numel() * keys.shape[1]))
-        blocks = zip(query.split(photos), keys.split(photos), strict=True)
-        return torch.cat([_score(q, k, weight)[0] for q, k in blocks])
+        scores: Tensor = _AdditiveScore.apply(query, keys, weight)
+        return scores
 
 
-def _score(query: Tensor, keys: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores (B, C, L), and σ(2 (keys + query)): (B, C, L, A)."""
-    half = torch.add(2 * query[:, :, None], keys[:, None], alpha=2).sigmoid_()
-    return 2 * (half @ weight) - weight.sum(), half  # v·tanh = Σ v (2σ - 1)
+def _half(query: Tensor, keys: Tensor) -> Tensor:
+    """σ(2 (keys + query)): (B, C, L, A)."""
+    return torch.add(2 * query[:, :, None], keys[:, None], alpha=2).sigmoid_()
+
+
+def _photos(query: Tensor, keys: Tensor) -> int:
+    """How many photos to take at a time."""
+    if query.device.type != "cpu":
+        return len(query)
+    numbers = query[0].numel() * keys.shape[1]  # C·L·A
+    return max(1, _BLOCK * torch.get_num_threads() // numbers)
 
 
 class _AdditiveScore(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
-        scores, half = _score(query, keys, weight)
-        ctx.save_for_backward(half, weight)
-        return scores
+        ctx.save_for_backward(query, keys, weight)
+        photos, total = _photos(query, keys), weight.sum()
+        blocks = zip(query.split(photos), keys.split(photos), strict=True)
+        # v·tanh = Σ v (2σ - 1)
+        return torch.cat([2 * (_half(q, k) @ weight) - total for q, k in blocks])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (half, weight), (gradient,) = ctx.saved_tensors, gradients
-        size = weight.shape[0]
-        weight_gradient = 2 * (gradient.reshape(-1) @ half.view(-1, size)) - gradient.sum()
-        # tanh' = 4 (σ - σ²); 4v enters after the sums, where the tensors are L or C times smaller.
-        slope = torch.addcmul(half, half, half, value=-1).mul_(gradient.unsqueeze(-1))
-        by_row = slope.sum(2)  # (B, C, A)
-        by_location = slope.sum(1) if slope.shape[1] > 1 else slope.squeeze(1)  # (B, L, A)
-        weight = 4 * weight
-        return by_row.mul_(weight), by_location.mul_(weight), weight_gradient
+        query, keys, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        photos = _photos(query, keys)
+        by_row, by_location = torch.empty_like(query), torch.empty_like(keys)
+        by_weight = torch.zeros_like(weight)
+        blocks = (x.split(photos) for x in (query, keys, gradient, by_row, by_location))
+        for q, k, g, row, location in zip(*blocks, strict=True):
+            slope = _half(q, k)
+            by_weight.addmv_(slope.view(-1, len(weight)).t(), g.reshape(-1))
+            # tanh' = 4 (σ - σ²); 4v enters after the sums, where the tensors are L or C times
+            # smaller.
+            slope.addcmul_(slope, slope, value=-1).mul_(g.unsqueeze(-1))
+            torch.sum(slope, 2, out=row)  # (B, C, A)
+            torch.sum(slope, 1, out=location)  # (B, L, A)
+        by_weight = 2 * by_weight - gradient.sum()
+        return by_row.mul_(4 * weight), by_location.mul_(4 * weight), by_weight

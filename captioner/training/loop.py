@@ -40,6 +40,7 @@ from captioner.training.distributed import (
     sum_over_ranks,
     world_size,
 )
+from captioner.training.embeddings import start_embeddings
 from captioner.training.log import RunLog
 from captioner.training.losses import Share
 from captioner.training.objective import build_objective
@@ -99,6 +100,7 @@ class Trainer:
                 min_count=config.data.min_count,
             )
             self.model = CaptionModel(config.model, len(self.vocabulary))
+        start_embeddings(self.model, self.vocabulary, config)
         self.model.to(self.device)
         self.model.encoder.backbone.to(memory_format=torch.channels_last)
         self.preprocess = preprocess_of(self.model.encoder)
