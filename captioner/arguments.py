@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from captioner.batch import FORMATS
 from captioner.errors import ConfigError
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
 
-FORMATS = ("text", "jsonl", "csv", "json", "coco", "sidecar", "parquet")
 _SEARCH = (
     *("beam", "num_captions", "min_length", "max_length", "length_penalty", "no_repeat_ngram"),
     *("groups", "sample", "temperature", "top_k", "top_p", "seed", "mbr"),
@@ -220,6 +220,12 @@ def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--{option} {wanted} needs --beam {wanted} or more")
     SearchOptions(**{name: value for name, value in options.items() if name not in _WORDS})
     return options
+
+
+def run_settings(arguments: argparse.Namespace, search: dict[str, Any]) -> dict[str, Any]:
+    """What results must have been made with to belong together, whatever photos, as JSON values."""
+    names = ("attention_json", "model", "precision", "image_root", "column")
+    return {"search": search, **{name: getattr(arguments, name) for name in names}}
 
 
 def load_captioner(arguments: argparse.Namespace) -> Captioner:

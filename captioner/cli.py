@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not argv or argv[0] not in commands:
             parser.parse_args(argv)  # --help, --version, or an error
             parser.error("which command? " + ", ".join(commands))
-        # Intermixed: options may stand between the paths.
-        arguments = commands[argv[0]].parse_intermixed_args(argv[1:])
+        arguments = _parse(commands[argv[0]], argv[1:])
         _configure_logging(logging.DEBUG if arguments.verbose else arguments.level)
         status: int = arguments.run(arguments)
         return status
@@ -72,6 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CaptionerError, OSError) as error:
         _complain(f"error: {' '.join(str(error).splitlines())}")
         return 2
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command; options may stand between paths, but not beside a ``--``.
+
+    argparse mixes the two in two passes, of which the second takes what follows ``--`` for options.
+    """
+    parse = parser.parse_args if "--" in argv else parser.parse_intermixed_args
+    return parse(argv)
 
 
 def _caption(arguments: argparse.Namespace) -> int:

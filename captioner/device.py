@@ -62,7 +62,7 @@ def trunk_autocast(
 ) -> contextlib.AbstractContextManager[object]:
     """For the encoder when captioning: ``auto`` is fp32 here.
 
-    Rounding in a deep CNN adds up: in bf16 it changes one caption in eight, while the decoder's
-    changes one in fifty (``scripts/bench/caption.py --agreement``).
+    Rounding in a deep CNN adds up: in bf16 it changes one caption in eight to twenty, while the
+    decoder's changes one in fifty to 250 (``scripts/bench/caption.py --agreement``).
     """
     return autocast(device, "fp32" if precision == "auto" else precision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import statistics
 import sys
@@ -140,6 +141,7 @@ def beam_table(beams: Sequence[dict[str, dict[str, float]]]) -> str:
 
 def spread(values: Sequence[float], form: str) -> str:
     """The mean, and the range if there are several; nothing of nothing."""
+    values = [value for value in values if math.isfinite(value)]  # no word named an object: NaN
     if not values:
         return ""
     mean = f"{statistics.mean(values):{form}}"

@@ -16,6 +16,7 @@ from tiny_files import environment, make_photos
 
 from captioner import cli
 from captioner.api import Captioner, Failure
+from captioner.batch import archives
 from captioner.batch.items import Item
 from captioner.batch.run import caption_items
 from captioner.batch.sources import open_sources
@@ -275,6 +276,18 @@ def test_a_compressed_bomb_of_a_name(tmp_path):
         file.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 22))
     (item,) = open_sources([str(path)])
     assert item.error == "damaged archive after 0 photos (a name of 2,147,483,648 bytes)"
+
+
+def test_a_member_that_would_fill_memory_is_not_read(photos, monkeypatch):
+    monkeypatch.setattr(archives, "_MAX_BYTES", 200)
+    (photos / "05.png").write_bytes(bytes(201))
+    for number in (0, 1):
+        (photos / f"{number:02}.png").write_bytes(bytes(200))
+    make_tar("shard.tar", photos)
+    items = {item.name[-6:]: item for item in open_sources(["shard.tar"])}
+    assert items["00.png"].source == items["01.png"].source == bytes(200)
+    assert items["05.png"].error == "too large: 201 bytes in the archive"
+    assert len(items) == 12
 
 
 def test_unusual_archives_that_are_whole(tmp_path):

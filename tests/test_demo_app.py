@@ -15,7 +15,7 @@ import gradio as gr
 from captioner import cli
 from captioner.api import Captioner
 from captioner.decoding.options import SearchOptions
-from captioner.demo import app, caption_tab, settings
+from captioner.demo import app, caption_tab, limits, settings
 from captioner.demo.models import Models
 from captioner.demo.viewer import ASSETS, read_asset
 from captioner.errors import ConfigError
@@ -94,6 +94,22 @@ def test_a_sentence_without_words_is_told(models, photo, text):
     _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
     with pytest.raises(gr.Error, match="at least one word"):
         caption_tab.on_sentence(models, text, view, *LOOKS)
+
+
+def test_a_photo_that_has_been_deleted_is_told(models, photo, tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(Path(photo).read_bytes())
+    _, view = caption_tab.on_photo(models, str(path), *LOOKS, *search())
+    path.unlink()
+    with pytest.raises(gr.Error, match="no longer here"):
+        caption_tab.on_sentence(models, "a dog", view, *LOOKS)
+
+
+def test_an_endless_text_costs_no_more_than_the_page_allows(models, photo):
+    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_sentence(models, "dog " * 10**6, view, *LOOKS)
+    assert len(view.sentence.text) <= limits.TEXT
+    assert len(settings.split_words("dog " * 10**6)) <= limits.TEXT
 
 
 def test_without_a_photo_there_is_nothing_to_ask_or_take(models, tmp_path):

@@ -115,6 +115,16 @@ def test_leaving_the_words_gives_the_photo_back(page):
     assert overlay_alpha(page).max() == 0
 
 
+def test_a_photo_is_taken_away_while_it_is_lit(page):
+    """The watched page fails the test if a fade goes on without its photo."""
+    word(page, 0).hover()
+    wait_for_word(page, 0)
+    page.evaluate("document.querySelector('#photo button[aria-label=\"Remove Image\"]').click()")
+    page.wait_for_selector("#viewer .viewer[data-state=empty]")
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(300)  # longer than a fade
+
+
 def test_the_maps_cross_fade(page):
     """Half-way from one word to another, so is the light."""
     ends = []

@@ -107,6 +107,23 @@ def test_the_other_tabs_fit_as_well(visit, address, photo, screen):
         assert too_wide(page) == [], name
 
 
+@pytest.mark.parametrize(("touch", "said"), [(False, "Move over a word"), (True, "Tap a word")])
+def test_the_page_says_what_the_hand_can_do(visit, address, touch, said):
+    page = visit(address, has_touch=touch, is_mobile=touch)
+    assert said in page.locator(".page-header").inner_text()
+
+
+def test_each_file_can_be_taken_away(visit, address, photo):
+    """Gradio lays its own icons over the first one's."""
+    page = visit(address)
+    page.get_by_role("tab", name="Batch").click()
+    page.set_input_files("#files input[type=file]", [str(photo)] * 2)
+    page.wait_for_selector("#table .many[data-done=true]")
+    page.get_by_label("Remove this file").first.click()
+    page.wait_for_function("document.querySelectorAll('#files tr.file').length === 1")
+    assert page.locator("#files [aria-label*='common.']").count() == 0
+
+
 def test_a_very_long_word_stays_on_a_phone(visit, address):
     page = visit(address, **SCREENS["phone"])
     own = page.locator("#own textarea, #own input").first

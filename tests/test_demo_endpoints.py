@@ -108,6 +108,8 @@ def test_a_bad_photo_or_sentence_is_told(client, folder):
         client.predict(file(folder, "broken.jpg"), api_name="/caption")
     with pytest.raises(exceptions.AppError, match="no words"):
         client.predict(file(folder), "...", api_name="/score")
+    with pytest.raises(exceptions.AppError, match="longer than 300"):
+        client.predict(file(folder), "dog " * 100, api_name="/score")
 
 
 @pytest.mark.parametrize("endpoint", ["caption", "caption_batch", "score"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -12,8 +13,11 @@ from tiny_files import make_photos
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 import httpx
+from gradio.utils import get_upload_folder
 
+from captioner.demo import limits
 from captioner.demo.app import serve
+from captioner.demo.gate import room_taken
 from captioner.demo.models import Models
 
 MARK = {"_type": "gradio.FileData"}
@@ -171,6 +175,44 @@ def test_a_malicious_file_name_reaches_nobody(demo):
     (path,) = demo.upload(picture(), "<img src=x onerror=alert(1)>.png").json()
     assert "<" not in path
     assert "onerror" not in json.dumps(demo.caption({"path": path, "meta": MARK}))
+
+
+def test_the_disk_cannot_be_filled(demo, monkeypatch):
+    monkeypatch.setattr(limits, "ROOM", room_taken(get_upload_folder()) + 100_000)
+    assert demo.upload(picture()).status_code == 200
+    refused = demo.upload(bytes(200_000))
+    assert refused.status_code == 507
+    assert "come back" in refused.text
+
+
+def test_what_broken_uploads_leave_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "CACHE", (600, 3600))
+    kept = [tmp_path / "fresh", tmp_path / "upload" / "photo.png"]
+    kept[1].parent.mkdir()
+    for path in (*kept, tmp_path / "left"):
+        path.write_bytes(bytes(10_000))
+    for path in (kept[1], tmp_path / "left"):  # Gradio itself deletes whole uploads
+        os.utime(path, (0, 0))
+    assert room_taken(str(tmp_path)) == 20_000
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+
+
+@pytest.mark.parametrize(
+    "path", ["process_recording", "run/caption", "api/caption", "component_server", "vibe-edit"]
+)
+def test_what_the_page_does_not_need_is_closed(demo, path):
+    """Among these: Gradio's way past the queue, and one that leaves files for good."""
+    files = {"video": ("film.mp4", b"film")}
+    assert demo.client.post(f"gradio_api/{path}", files=files).status_code == 404
+    assert demo.client.post(f"gradio_api/{path}", json={"data": []}).status_code == 404
+
+
+def test_a_request_has_a_limit(demo, monkeypatch):
+    monkeypatch.setattr(limits, "MESSAGE", 1000)
+    join = "gradio_api/queue/join"
+    assert demo.client.post(join, content=bytes(1001)).status_code == 413
+    assert demo.client.post(join, content=iter([b"{}"])).status_code == 411  # of unknown length
+    assert demo.client.post(join, content=b"{}").status_code == 422  # Gradio's own
 
 
 def test_no_request_has_left_the_machine(demo):

@@ -17,9 +17,10 @@ MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB",
 def picture(mode, size=(61, 47)):
     """Noise, and transparent here and there if the mode can be."""
     rng = np.random.default_rng(5)
-    if mode in ("I", "F", "I;16"):
-        kind = {"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
-        return Image.fromarray((rng.random(size[::-1]) * 40_000).astype(kind))
+    if mode in ("I", "F", "I;16", "F below 0"):
+        kind = {"I": np.int32, "I;16": np.uint16}.get(mode, np.float32)
+        values = rng.random(size[::-1]) * 40_000 - 20_000 * (mode == "F below 0")
+        return Image.fromarray(values.astype(kind))
     rgba = Image.fromarray(rng.integers(0, 256, (*size[::-1], 4), dtype=np.uint8))
     if mode == "La":
         return rgba.convert("LA").convert("La")
@@ -30,7 +31,7 @@ def picture(mode, size=(61, 47)):
     return rgba.convert("RGB").convert(mode) if mode in ("CMYK", "HSV") else rgba.convert(mode)
 
 
-@pytest.mark.parametrize("mode", [*MODES, "I", "F", "I;16"])
+@pytest.mark.parametrize("mode", [*MODES, "I", "F", "F below 0", "I;16"])
 @pytest.mark.parametrize("size", [(61, 47), (400, 1), (1, 400)])
 def test_tiles_give_what_the_whole_gives(monkeypatch, mode, size):
     image = picture(mode, size)
@@ -61,6 +62,15 @@ def test_hungry_formats_have_a_lower_limit(tmp_path):
         open_image(path)
     with pytest.raises(ImageError, match="over the limit of 100"):
         open_image(path, max_pixels=100)
+
+
+def test_hungry_formats_are_not_read_if_the_file_is_large(tmp_path, monkeypatch):
+    for name in ("a.webp", "a.png"):
+        picture("RGB").save(tmp_path / name)
+    monkeypatch.setattr(images, "_MAX_BYTES", 100)
+    with pytest.raises(ImageError, match=r"too large for a WEBP picture: [\d,]+ bytes"):
+        open_image(tmp_path / "a.webp")
+    assert open_image(tmp_path / "a.png").size == (61, 47)  # is read piece by piece
 
 
 def test_a_large_picture_waits_until_it_is_alone():

@@ -39,6 +39,15 @@ def test_a_photo_gets_the_same_samples_in_any_company():
     assert [h.words for f in differing for h in f] != [h.words for f in together for h in f]
 
 
+def test_photos_that_the_model_takes_for_equal_have_draws_of_their_own():
+    decoder, memory = varied()
+    same = memory.select(torch.tensor([0] * 4))
+    options = SearchOptions(sample=True, num_captions=4, max_length=8)
+    found = [[h.words for h in one] for one in sample(decoder, same, options, [1, 2, 3, 1])]
+    assert found[0] == found[3]
+    assert found[0] != found[1] != found[2] != found[0]
+
+
 def test_sample_scores_are_the_models_own():
     decoder, memory = varied()
     options = SearchOptions(sample=True, temperature=0.5, top_k=3, length_penalty="average")

@@ -77,17 +77,21 @@ def test_a_full_beam_lists_all_allowed_sentences_in_order(constraints):
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, -1.0, "average"])
-@pytest.mark.parametrize("constraints", [{}, {"required": (9,)}, {"no_repeat_ngram": 2}])
+@pytest.mark.parametrize(
+    "constraints",
+    [{}, {"required": (9,)}, {"no_repeat_ngram": 2}, {"groups": 2, "beam": 8, "num_captions": 8}],
+)
 def test_stopping_early_changes_nothing(constraints, penalty, monkeypatch):
-    decoder = with_end_bias(make_decoder(12, seed=4, spread=1.2), 1.5)
-    memory = decoder.remember(make_grid(6, 4))
-    options = SearchOptions(
-        beam=4, num_captions=2, max_length=9, length_penalty=penalty, **constraints
-    )
-    early = beam_search(decoder, memory, options)
+    decoder = with_end_bias(make_decoder(14, seed=2, spread=1.5), 1.0)
+    memory = decoder.remember(make_grid(6, 2))
+    asked = {"beam": 4, "num_captions": 2, "length_penalty": penalty, **constraints}
+    options = SearchOptions(max_length=9, **asked)
+    alone = [photo(memory, index) for index in range(6)]  # so that nobody waits for another
+    early = [beam_search(decoder, one, options)[0] for one in alone]
     monkeypatch.setattr(SearchOptions, "largest_divisor", lambda self, tokens: 1e9)
     for found, expected in zip(early, beam_search(decoder, memory, options), strict=True):
-        assert [h.words for h in found] == [h.words for h in expected]
+        ended = [[h.words for h in each if h.finished] for each in (found, expected)]
+        assert ended[0] == ended[1]
 
 
 def log_probs_after(decoder, memory, words):
@@ -126,10 +130,11 @@ def textbook_groups(decoder, memory, options):
 
 
 @pytest.mark.parametrize("diversity", [0.0, 0.7, 3.0])
+@pytest.mark.parametrize("seed", [2, 3, 4])
 @torch.no_grad()
-def test_groups_equal_the_textbook(diversity):
-    decoder = with_end_bias(make_decoder(10, seed=2), 1.5)
-    memory = decoder.remember(make_grid(3, 2))
+def test_groups_equal_the_textbook(diversity, seed):
+    decoder = with_end_bias(make_decoder(10, seed=seed), 1.5)
+    memory = decoder.remember(make_grid(3, seed))
     options = SearchOptions(beam=6, groups=3, num_captions=6, max_length=6, diversity=diversity)
     for index, found in enumerate(beam_search(decoder, memory, options)):
         pools = textbook_groups(decoder, photo(memory, index), options)
@@ -230,6 +235,16 @@ def test_no_combination_breaks_a_promise(data):
                     assert repeats(dead, size)
             elif not size:
                 assert set(options.required) <= set(h.words)
+
+
+def test_what_is_cut_has_the_required_words_too():
+    decoder = with_end_bias(make_decoder(9, seed=1, spread=3.0), -30.0)
+    memory = decoder.remember(make_grid(8, 1))
+    for required in ((4,), (5, 8)):
+        options = SearchOptions(beam=4, num_captions=4, max_length=4, required=required)
+        for found in beam_search(decoder, memory, options):
+            assert not any(h.finished for h in found)
+            assert all(set(required) <= set(h.words) for h in found)
 
 
 def test_a_sentence_that_gets_stuck_is_kept():

@@ -8,3 +8,6 @@
 A source is an iterator of :class:`~captioner.batch.items.Item`; a sink follows
 :class:`~captioner.batch.sinks.Sink`. Nothing here holds more than a few batches of photos.
 """
+
+FORMATS = ("text", "jsonl", "csv", "json", "coco", "sidecar", "parquet")
+"""Of the results; `captioner.batch.sinks.open_sink` makes them."""

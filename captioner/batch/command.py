@@ -10,9 +10,8 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-from captioner.arguments import load_captioner, search_options
+from captioner.arguments import load_captioner, run_settings, search_options
 from captioner.batch import sources
 from captioner.batch.formats import JsonLinesFormat
 from captioner.batch.metadata import MetadataFolder
@@ -80,7 +79,12 @@ def caption_command(arguments: argparse.Namespace) -> int:
         if shard is None or arguments.format == "sidecar":
             sink = open_sink(arguments.output, arguments.format, mode=mode, bare=bare, **looks)
         else:
-            settings = {**looks, **_settings(arguments, search)}
+            photos = repr((arguments.paths, arguments.recursive))  # may be many
+            settings = {
+                **looks,
+                **run_settings(arguments, search),
+                "sources": hashlib.sha256(photos.encode()).hexdigest()[:16],
+            }
             sink = open_part(arguments.output, arguments.format, deal, settings, mode=mode)
         on_failure.callback(sink.close, complete=False)
         errors = None
@@ -172,17 +176,6 @@ def _check_shardable(arguments: argparse.Namespace, shard: Shard) -> None:
         raise ConfigError("with --shard, failures are put together at the end: merge --errors FILE")
     if arguments.errors and arguments.format == "sidecar":
         raise ConfigError("--errors needs results that are merged: sidecars of shards are not")
-
-
-def _settings(arguments: argparse.Namespace, search: dict[str, Any]) -> dict[str, Any]:
-    """What all shards of a run have to agree on, as JSON values."""
-    photos = [arguments.paths, arguments.recursive, arguments.image_root, arguments.column]
-    return {
-        "search": search,
-        "models": arguments.model,
-        "precision": arguments.precision,
-        "sources": hashlib.sha256(repr(photos).encode()).hexdigest()[:16],  # may be many
-    }
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:

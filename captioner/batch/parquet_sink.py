@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.batch.formats import to_json
 from captioner.batch.parquet_source import import_pyarrow
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _GROUP_ROWS = 50_000
 _GROUP_BYTES = 4 * 1024**2  # of JSON; attention maps take some ten times as much while converted
+_ROWS = 64  # read back at a time
 
 
 def write_parquet(rows: Path, target: Path) -> None:
@@ -41,6 +43,23 @@ def write_parquet(rows: Path, target: Path) -> None:
     with open(target, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for group in _groups(rows, "id" in schema.names and schema.field("id").type == pa.string()):
             writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def read_rows(table: Path) -> Iterator[str]:
+    """The JSON Lines that a table was made of by `write_parquet`.
+
+    Raises:
+        ValueError: It is no table, or damaged.
+    """
+    pa, pq = import_pyarrow()
+    try:
+        with open(table, "rb") as file, pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(_ROWS):
+                for row in batch.to_pylist():
+                    filled = {name: value for name, value in row.items() if value is not None}
+                    yield to_json(filled) + "\n"
+    except pa.ArrowException as error:
+        raise ValueError(error) from None
 
 
 def _schema(rows: Path) -> pa.Schema:

@@ -25,10 +25,11 @@ import numpy as np
 from captioner.batch.formats import CocoFormat, JsonLinesFormat, Kept, to_json
 from captioner.batch.items import Item, Result, escaped
 from captioner.batch.parquet_source import import_pyarrow
+from captioner.batch.row_sinks import RowSink
 from captioner.batch.rowfile import Mode, RowFile
 from captioner.batch.run import Summary, deliver
 from captioner.batch.shards import Deal
-from captioner.batch.sinks import RowSink, format_of, open_sink
+from captioner.batch.sinks import format_of, open_sink
 from captioner.caption import Caption
 from captioner.errors import CaptionerError, ConfigError
 from captioner.files import replacing

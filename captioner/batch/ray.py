@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import json
 import logging
 import os
 import sys
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.arguments import search_options
+from captioner.arguments import run_settings, search_options
 from captioner.batch.formats import JsonLinesFormat
 from captioner.batch.progress import Progress
 from captioner.batch.ray_cluster import Pool, choose_pool, cluster, first_line, import_ray
@@ -65,7 +66,7 @@ def ray_command(arguments: argparse.Namespace) -> int:
     summary = Summary()
     parts = PartFolder(Path(arguments.output), arguments.format or "jsonl", mode)
     with contextlib.closing(parts):
-        units = list(_plan(arguments))
+        units = list(_plan(arguments, search))
         done = parts.begin([unit.name for unit in units])
         for unit in units:
             if unit.name in done:
@@ -98,7 +99,7 @@ def _refuse(arguments: argparse.Namespace) -> None:
         "attention": "--attention-json puts the maps into the rows",
         "errors": "failures are rows with an 'error' in the part files",
         "fail_fast": "photos are captioned in many places at once",
-        "write_metadata": "photos are captioned in many places at once",
+        "write_metadata": "copies are written where the photos are, by the local engine",
     }
     for name, why in instead.items():
         if getattr(arguments, name, None):
@@ -152,8 +153,8 @@ class Unit:
     path: str | None = None
 
 
-def _plan(arguments: argparse.Namespace) -> Iterator[Unit]:
-    """The units of the sources, in order.
+def _plan(arguments: argparse.Namespace, search: dict[str, Any]) -> Iterator[Unit]:
+    """The units of the sources, in order; their names tell the settings of the run as well.
 
     Raises:
         ConfigError: There are no photos.
@@ -166,13 +167,14 @@ def _plan(arguments: argparse.Namespace) -> Iterator[Unit]:
     )
     numbers = itertools.count()
     rows = _CALL_BATCHES * arguments.batch_size
+    settings = json.dumps(run_settings(arguments, search))
     number = -1
     for inside, group in itertools.groupby(files, holds_photos):
         if inside:
             for path in group:
                 number = next(numbers)
                 size = os.path.getsize(path) if os.path.exists(path) else 0
-                name = part_name(number, [path, str(size)])
+                name = part_name(number, [settings, path, str(size)])
                 yield Unit(number, name, [encode_file(number, path)], None, path)
             continue
         items = open_sources(group, null_separated=arguments.null, **places)
@@ -181,7 +183,7 @@ def _plan(arguments: argparse.Namespace) -> Iterator[Unit]:
             photos = [Photo(number, row, item) for row, item in enumerate(chunk)]
             photos.append(Photo(number, len(chunk), None))
             pieces = [photos[at : at + rows] for at in range(0, len(photos), rows)]
-            name = part_name(number, (item.name for item in chunk))
+            name = part_name(number, [settings, *(item.name for item in chunk)])
             yield Unit(number, name, [encode_photos(piece) for piece in pieces], len(chunk))
     if number < 0:
         hint = "" if arguments.recursive else "; --recursive searches subfolders too"

@@ -1,8 +1,8 @@
 """The output of a run on Ray: a folder of part files, one for each unit, each written whole.
 
 A part is called ``part-000012-9f3a5c21.jsonl``: its number tells the order, the digits behind it
-what the unit consists of. So a part that is there is done, and one that belongs to other photos is
-noticed. All parts one after the other are the rows in the order of the photos.
+what the unit consists of. So a part that is there is done, and one that belongs to other photos or
+settings is noticed. All parts one after the other are the rows in the order of the photos.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def part_name(number: int, contents: Iterable[str]) -> str:
 
     Args:
         number: Of the unit.
-        contents: What it consists of, such as the names of its photos.
+        contents: What it consists of: the settings of the run, the names of its photos, ...
     """
     digest = hashlib.sha256()
     for text in contents:
@@ -67,7 +67,7 @@ class PartFolder:
         """Tell which parts there will be; returns those that an earlier run has done.
 
         Raises:
-            CaptionerError: There are parts of other photos.
+            CaptionerError: There are parts of other photos or settings.
         """
         found = self._found()
         if self.mode != "resume":
@@ -78,7 +78,7 @@ class PartFolder:
         if strange := sorted(found.keys() - expected):
             raise CaptionerError(
                 f"{self.folder / strange[0]} is not a part of these results: resume with the same "
-                "photos in the same order and the same --format, or add --overwrite"
+                "photos in the same order and the same options, or add --overwrite"
             )
         return {name for name in names if f"{name}.{self.form}" in found}
 

@@ -1,12 +1,11 @@
-"""Where results go: standard output, a file that can be resumed, one array, or sidecars."""
+"""Where results go: standard output, a file that can be resumed, or sidecars."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 from captioner.batch.formats import (
     BareFormat,
@@ -16,18 +15,14 @@ from captioner.batch.formats import (
     JsonLinesFormat,
     Kept,
     TextFormat,
-    coco_id,
-    to_json,
 )
 from captioner.batch.items import Item, Result
-from captioner.batch.parquet_sink import write_parquet
 from captioner.batch.parquet_source import import_pyarrow
+from captioner.batch.row_sinks import CocoSink, JsonSink, ParquetSink, RowSink
 from captioner.batch.rowfile import Mode, RowFile
 from captioner.batch.sidecars import SidecarSink
 from captioner.errors import CaptionerError, ConfigError
-from captioner.files import replacing
 
-FORMATS = ("text", "jsonl", "csv", "json", "coco", "sidecar", "parquet")
 _SUFFIXES = {
     ".txt": "text",
     ".tsv": "text",
@@ -78,7 +73,7 @@ def open_sink(
 
     Args:
         output: A file; None writes to standard output.
-        form: One of `FORMATS`; None takes it from the file's ending, or text.
+        form: One of `captioner.batch.FORMATS`; None takes it from the file's ending, or text.
         mode: What to do if the output is there already.
         captions: Captions a photo.
         attention: JSON formats and Parquet: add the attention maps.
@@ -109,11 +104,11 @@ def open_sink(
         return _stream(form, captions, attention, path)
     if form == "parquet":
         import_pyarrow()  # its absence should be told before the work
-        return WholeSink(path, mode, write_parquet, attention=attention)
+        return ParquetSink(path, mode, attention)
     if form == "coco":
         return CocoSink(path, mode)
     if form == "json":
-        return WholeSink(path, mode, _write_array, attention=attention)
+        return JsonSink(path, mode, attention)
     return RowSink(RowFile(path, _records(form, captions, attention), mode))
 
 
@@ -202,164 +197,3 @@ class StreamSink:
             raise
         except OSError as error:
             raise CaptionerError(f"cannot write {self._name}: {error.strerror}") from None
-
-
-class RowSink:
-    """A file of records: text, JSON Lines or CSV.
-
-    Failed photos of an earlier run stay failed: the resumed file is what an uninterrupted run would
-    have written. Text has no records of them: those before the last record count as failed, those
-    after it are tried again.
-
-    Args:
-        file: Where the records go.
-    """
-
-    def __init__(self, file: RowFile):
-        self.file = file
-        self.shows_errors = file.form.has_errors
-        self._kept: Iterator[Kept] = file.kept()
-        try:
-            self._next = next(self._kept, None)
-        except CaptionerError:
-            file.close(complete=False)
-            raise
-
-    def refuse(self, item: Item) -> str | None:
-        """See `Sink.refuse`."""
-        return self.file.form.refuse(item)
-
-    def kept(self, item: Item) -> Kept | None:
-        """See `Sink.kept`.
-
-        Raises:
-            CaptionerError: The file is about other photos.
-        """
-        record = self._next
-        if record is None:
-            return None
-        if record.name != self.file.form.name(item):
-            if not self.file.form.has_errors:
-                return Kept(item.name, "failed in an earlier run")
-            raise CaptionerError(
-                f"{self.file.path} has a result for {record.name!r} where {item.name!r} is due: "
-                "resume with the same photos in the same order, or add --overwrite"
-            )
-        self._next = next(self._kept, None)
-        return record
-
-    def write(self, item: Item, result: Result) -> None:
-        """See `Sink.write`."""
-        record = self.file.form.encode(item, result)
-        if record is not None:
-            self.file.write(record)
-
-    def close(self, complete: bool) -> None:
-        """See `Sink.close`.
-
-        Raises:
-            CaptionerError: The file holds results of photos that this run does not have.
-        """
-        strange, self._next = self._next, None
-        self.file.close(complete and strange is None)
-        if complete and strange is not None:
-            raise CaptionerError(
-                f"{self.file.path} has a result for {strange.name!r}, which is not among these "
-                "photos: resume with the same photos in the same order, or add --overwrite"
-            )
-
-
-class WholeSink(RowSink):
-    """A file that cannot grow: results are kept in ``FILE.partial`` and become it at the end.
-
-    Args:
-        path: The file.
-        mode: What to do if it or its ``.partial`` is there.
-        convert: Makes the file (second argument) of JSON Lines (first), without holding them all.
-        attention: Add the attention maps.
-
-    Raises:
-        CaptionerError: The file is there already, or cannot be written.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        mode: Mode,
-        convert: Callable[[Path, Path], None],
-        *,
-        attention: bool = False,
-    ):
-        self.path = path
-        self._convert = convert
-        partial = path.with_name(path.name + ".partial")
-        going_on = mode == "overwrite" or (mode == "resume" and partial.exists())
-        if not going_on and path.exists() and path.stat().st_size:
-            hint = "is complete" if mode == "resume" else "exists already"
-            raise CaptionerError(f"{path} {hint}: --overwrite writes it anew")
-        super().__init__(RowFile(partial, JsonLinesFormat(attention), mode))
-
-    def close(self, complete: bool) -> None:
-        """See `Sink.close`."""
-        if complete and self._next is None:
-            self.file.flush()
-            try:
-                with replacing(self.path) as temporary:
-                    self._convert(self.file.path, temporary)
-            except OSError as error:
-                self.file.close(complete=False)
-                raise CaptionerError(
-                    f"cannot write {self.path}: {error.strerror or error}; "
-                    f"the results are kept in {self.file.path}: --resume goes on"
-                ) from None
-            self.file.path.unlink(missing_ok=True)
-        super().close(complete)
-
-
-class CocoSink(WholeSink):
-    """COCO results, ``[{"image_id", "caption"}]``, without failed photos.
-
-    Args:
-        path: The file.
-        mode: What to do if it or its ``.partial`` is there.
-
-    Raises:
-        CaptionerError: The file is there already, or cannot be written.
-    """
-
-    def __init__(self, path: Path, mode: Mode):
-        super().__init__(path, mode, _write_coco)
-        self.shows_errors = False
-
-    def refuse(self, item: Item) -> str | None:
-        """See `Sink.refuse`."""
-        return CocoFormat().refuse(item)
-
-    def write(self, item: Item, result: Result) -> None:
-        """See `Sink.write`."""
-        super().write(Item(item.name, id=coco_id(item)), result)
-
-
-def _write_array(rows: Path, target: Path) -> None:
-    """Make one JSON array of JSON Lines."""
-    _write_json(_read_rows(rows), target)
-
-
-def _write_coco(rows: Path, target: Path) -> None:
-    """Make COCO results of JSON Lines."""
-    captioned = (row for row in _read_rows(rows) if "caption" in row)
-    _write_json(({"image_id": row["id"], "caption": row["caption"]} for row in captioned), target)
-
-
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8", newline="\n") as lines:
-        yield from map(json.loads, lines)
-
-
-def _write_json(rows: Iterator[dict[str, Any]], path: Path) -> None:
-    separator = "[\n"
-    with open(path, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(separator + to_json(row))
-            separator = ",\n"
-        file.write("[]\n" if separator == "[\n" else "\n]\n")

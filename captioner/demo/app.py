@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from captioner.demo import about_tab, batch_tab, caption_tab, compare_tab, endpoints, limits
+from captioner.demo.gate import Gate
 from captioner.demo.models import Models
 from captioner.demo.private import keep_private
 from captioner.demo.settings import search_options
@@ -87,7 +89,8 @@ def serve(
         examples = [str(path) for name in _ORDER if (path := EXAMPLES / f"{name}.jpg").exists()]
     models.warm_up()
     blocks = build(models, examples)
-    blocks.queue(max_size=queue, default_concurrency_limit=1)
+    # Not open: no program runs a model past the queue.
+    blocks.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
     options: dict[str, Any] = {
         "server_name": host,
         "server_port": port,
@@ -104,6 +107,7 @@ def serve(
         "theme": theme(),
         "css_paths": [ASSETS / "page.css"],
         "js": read_asset("page.js"),
+        "app_kwargs": {"middleware": [Middleware(Gate)]},
         "prevent_thread_lock": True,
         "quiet": True,
     }

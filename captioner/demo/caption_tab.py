@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from captioner.demo.downloads import KINDS, make_file
-from captioner.demo.limits import MODEL_QUEUE
+from captioner.demo.limits import MODEL_QUEUE, TEXT
 from captioner.demo.models import Models
 from captioner.demo.payload import error_payload, view_payload
 from captioner.demo.photo import photo_input
@@ -18,6 +19,7 @@ from captioner.demo.settings import Settings, search_options
 from captioner.demo.view import View, caption_photo, score_sentence
 from captioner.demo.viewer import attention_viewer, read_asset
 from captioner.errors import CaptionerError
+from captioner.text import tokenize
 
 
 def build(models: Models, examples: Sequence[str], first: View | None = None) -> None:
@@ -40,7 +42,7 @@ def build(models: Models, examples: Sequence[str], first: View | None = None) ->
                 placeholder="a cup of coffee on a table",
                 submit_btn="Ask",
                 max_lines=1,
-                max_length=300,
+                max_length=TEXT,
                 elem_id="own",
             )
             with gr.Row(elem_id="downloads"):
@@ -116,10 +118,13 @@ def on_sentence(
     """Score the visitor's own sentence and show it among the others."""
     if view is None:
         raise gr.Error("Give a photo first.", print_exception=False)
+    sentence = (text or "")[:TEXT]  # as the page does
+    if not tokenize(sentence):
+        raise gr.Error("Type at least one word.", print_exception=False)
     try:
-        view = score_sentence(models[model], view, text)
-    except CaptionerError:
-        raise gr.Error("Type at least one word.", print_exception=False) from None
+        view = score_sentence(models[model], view, sentence)
+    except CaptionerError as error:
+        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
     return view_payload(view, style, strength), view
 
 

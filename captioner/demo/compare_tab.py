@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from captioner.demo import caption_tab
-from captioner.demo.limits import MODEL_QUEUE
+from captioner.demo.limits import MODEL_QUEUE, TEXT
 from captioner.demo.models import Models
 from captioner.demo.payload import view_payload
 from captioner.demo.photo import photo_input
@@ -48,7 +48,7 @@ def build(models: Models, examples: Sequence[str]) -> None:
                 placeholder="a cup of coffee on a table",
                 submit_btn="Ask",
                 max_lines=1,
-                max_length=300,
+                max_length=TEXT,
                 elem_id="compare-own",
             )
             with gr.Accordion("Overlay", open=False, elem_id="compare-looks"):

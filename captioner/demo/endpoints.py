@@ -22,14 +22,13 @@ from gradio.utils import get_upload_folder
 from captioner.api import Captioner
 from captioner.batch.formats import JsonLinesFormat
 from captioner.caption import Caption
-from captioner.demo.limits import BATCH_QUEUE, MODEL_QUEUE, PHOTO
+from captioner.demo.limits import BATCH_QUEUE, MODEL_QUEUE, PHOTO, TEXT
 from captioner.demo.models import Models
 from captioner.demo.uploads import Upload, caption_uploads, open_photo
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.images import ImageSource
 
 _BEAMS, _CAPTIONS = 10, 8  # at most, as on the page
-_CHARACTERS = 1000  # of a sentence
 
 
 def add(models: Models) -> None:
@@ -95,7 +94,9 @@ def add(models: Models) -> None:
             model, and their "log_probs", of which the last is that of the sentence's end.
         """
         captioner = _choose(models, model)
-        result = captioner.score(_open(captioner, photo), str(sentence)[:_CHARACTERS])
+        if len(str(sentence)) > TEXT:
+            raise ConfigError(f"the sentence is longer than {TEXT} characters")
+        result = captioner.score(_open(captioner, photo), str(sentence))
         return {
             "score": round(result.total, 5),
             "words": result.words,

@@ -13,12 +13,14 @@ import gradio as gr
 from gradio import mcp, processing_utils
 from gradio.utils import get_upload_folder
 
+_SETTING = "GRADIO_TEMP_DIR"  # where Gradio keeps its files
+
 
 class _Folder:
     """A temporary folder that goes with the process."""
 
     def __init__(self) -> None:
-        self.path = tempfile.mkdtemp(prefix="captioner-demo-")
+        self.path = tempfile.mkdtemp(prefix="captioner-demo-", dir=os.environ.get(_SETTING))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
@@ -34,7 +36,7 @@ def keep_private() -> None:
     of a machine share one cache: this one gets its own, which is deleted in the end. And where a
     program gives an address instead of a file, Gradio would fetch it: here it refuses.
     """
-    os.environ.setdefault("GRADIO_TEMP_DIR", _folder().path)
+    os.environ[_SETTING] = _folder().path
     mcp.DEFAULT_TEMP_DIR = get_upload_folder()  # read when Gradio was imported
     if not hasattr(processing_utils, "async_ssrf_protected_download"):
         raise RuntimeError("this version of Gradio downloads in another way: cannot stay offline")

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from captioner.demo.limits import TEXT
 from captioner.demo.models import Models
 
 BEAM, DIVERSE, SAMPLE, AGREE = "Beam search", "Diverse beams", "Sampling", "Consensus"
@@ -112,9 +113,15 @@ def _search_inputs(prefix: str, mode: str, captions: int) -> list[Any]:
             label="Required words",
             placeholder="dog, grass",
             elem_id=prefix + "require",
+            max_length=TEXT,
             visible=not draws,
         ),
-        gr.Textbox(label="Banned words", placeholder="man, laptop", elem_id=prefix + "ban"),
+        gr.Textbox(
+            label="Banned words",
+            placeholder="man, laptop",
+            elem_id=prefix + "ban",
+            max_length=TEXT,
+        ),
     ]
 
 
@@ -155,4 +162,4 @@ def search_options(
 
 def split_words(text: str) -> Sequence[str]:
     """Words separated by commas or spaces."""
-    return (text or "").replace(",", " ").split()
+    return (text or "")[:TEXT].replace(",", " ").split()

@@ -162,9 +162,20 @@ class Decoder(nn.Module):
         Returns:
             Logits (B, C, V), attention (B, C, L), next state.
         """
-        embedded = self.dropout(self.embed(words))  # (B, C, E)
-        state, look = self._advance(state, self.word_gates(embedded), embedded, memory)
+        embedded, gates = self._read(words)
+        state, look = self._advance(state, gates, embedded, memory)
         return Step(self._output(state.hidden, look.context, embedded), look.weights, state)
+
+    def _read(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded words (B, C, E) and their share of the gates (B, C, 4·H_d)."""
+        if self.training or words.device.type != "cpu" or words.numel() == 1:
+            embedded = self.dropout(self.embed(words))
+            return embedded, self.word_gates(embedded)
+        # Rows of a search say the same few words: each is computed once. (On a GPU, to find them
+        # would cost more than it saves.)
+        distinct, place = words.unique(return_inverse=True)
+        embedded = self.embed(distinct)
+        return embedded[place], self.word_gates(embedded)[place]
 
     def forward(
         self, memory: Memory, captions: Tensor, lengths: Tensor, own_words: float = 0.0

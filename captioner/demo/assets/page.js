@@ -11,11 +11,16 @@
     input.files = list.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
   };
-  // Gradio's example thumbnails have no names for those who cannot see them.
+  // What Gradio leaves without a name for those who cannot see it, such as its examples.
   const name = () => {
     for (const item of document.querySelectorAll(".gallery-item:not([aria-label])")) {
       const file = item.querySelector("img")?.src.split("/").pop() ?? "";
       if (file) item.setAttribute("aria-label", "Example: " + decodeURIComponent(file.split(".")[0]));
+    }
+    // Gradio has no translation of this one.
+    for (const button of document.querySelectorAll("button[aria-label='common.upload']")) {
+      button.setAttribute("aria-label", "More files");
+      button.title = "More files";
     }
   };
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });

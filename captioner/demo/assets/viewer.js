@@ -40,7 +40,7 @@ function render() {
   view = next?.sentences ? next : null;
   root.dataset.state = next?.error ? "error" : view ? "ready" : "empty";
   find("message").textContent = next?.error || "Drop a photo, and read what it shows.";
-  if (!view) return;
+  if (!view) return cancelAnimationFrame(frame); // no photo is left for a fade to end on
   root.dataset.style = view.style;
   if (sameSentences) {
     paintNow(); // only style or strength changed
