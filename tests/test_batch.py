@@ -178,7 +178,7 @@ def test_a_complete_output_resumes_to_itself_and_takes_more_photos(tmp_path, pho
     assert not summary.ok
     assert captioner.read == 0
     assert output.read_bytes() == before
-    with pytest.raises(CaptionerError, match="--overwrite"):
+    with pytest.raises(CaptionerError, match=f"{name} has a result for .*--overwrite"):
         caption_to(output, [photos / "3.png"], mode="resume")
     assert output.read_bytes() == before
     assert caption_to(output, [photos, more], mode="resume").captioned == 1

@@ -87,6 +87,7 @@ def test_the_parts_of_a_series_fit_together(names):
                 config.model.encoder, trainable_stages=0, train_depthwise=True
             ),
             attention=dataclasses.replace(config.model.attention, smooth=False),
+            decoder=dataclasses.replace(config.model.decoder, dropout=0.0),
         )
         for config in configs
     ]

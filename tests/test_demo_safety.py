@@ -197,14 +197,18 @@ def test_what_broken_uploads_leave_goes(tmp_path, monkeypatch):
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
 
 
-@pytest.mark.parametrize(
-    "path", ["process_recording", "run/caption", "api/caption", "component_server", "vibe-edit"]
-)
+@pytest.mark.parametrize("path", ["process_recording", "component_server", "vibe-edit"])
 def test_what_the_page_does_not_need_is_closed(demo, path):
-    """Among these: Gradio's way past the queue, and one that leaves files for good."""
+    """Among these one that leaves files for good."""
     files = {"video": ("film.mp4", b"film")}
     assert demo.client.post(f"gradio_api/{path}", files=files).status_code == 404
-    assert demo.client.post(f"gradio_api/{path}", json={"data": []}).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["run", "api"])
+def test_no_model_is_run_past_the_queue(demo, path):
+    (photo,) = demo.upload(picture()).json()
+    call = {"data": [{"path": photo, "meta": MARK}, "", 1, 3, False]}
+    assert demo.client.post(f"gradio_api/{path}/caption", json=call).status_code == 404
 
 
 def test_a_request_has_a_limit(demo, monkeypatch):

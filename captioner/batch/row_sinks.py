@@ -25,10 +25,12 @@ class RowSink:
 
     Args:
         file: Where the records go.
+        path: The output that messages are about, if it is not the file itself.
     """
 
-    def __init__(self, file: RowFile):
+    def __init__(self, file: RowFile, path: Path | None = None):
         self.file = file
+        self.path = path or file.path
         self.shows_errors = file.form.has_errors
         self._kept: Iterator[Kept] = file.kept()
         try:
@@ -54,7 +56,7 @@ class RowSink:
             if not self.file.form.has_errors:
                 return Kept(item.name, "failed in an earlier run")
             raise CaptionerError(
-                f"{self.file.path} has a result for {record.name!r} where {item.name!r} is due: "
+                f"{self.path} has a result for {record.name!r} where {item.name!r} is due: "
                 "resume with the same photos in the same order, or add --overwrite"
             )
         self._next = next(self._kept, None)
@@ -76,7 +78,7 @@ class RowSink:
         self.file.close(complete and strange is None)
         if complete and strange is not None:
             raise CaptionerError(
-                f"{self.file.path} has a result for {strange.name!r}, which is not among these "
+                f"{self.path} has a result for {strange.name!r}, which is not among these "
                 "photos: resume with the same photos in the same order, or add --overwrite"
             )
 
@@ -105,7 +107,7 @@ class WholeSink(RowSink, ABC):
         self._unchanged = there and mode == "resume" and not partial.exists()
         if self._unchanged:
             self._take_back(RowFile(partial, form))
-        super().__init__(RowFile(partial, form, mode))
+        super().__init__(RowFile(partial, form, mode), path)
 
     @abstractmethod
     def convert(self, rows: Path, target: Path) -> None:
