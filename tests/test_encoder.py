@@ -287,3 +287,15 @@ def test_the_weights_bring_their_normalization():
     ):
         normalization = make(name).normalization
         assert (normalization.mean, normalization.std) == expected
+
+
+def test_stages_that_nothing_reads_do_not_count_as_trainable():
+    """The last stage of a trunk that is read up to stride 16 is that of stride 16."""
+    encoder = make("timm/mobilenetv3_small_050", strides=(8, 16), trainable_stages=1)
+    strides = encoder.backbone.stage_strides(SIZE)
+    trained = {
+        strides.get(name)
+        for name, parameter in encoder.backbone.named_parameters()
+        if parameter.requires_grad
+    }
+    assert trained == {16}

@@ -144,7 +144,8 @@ class Encoder(nn.Module):
         if count == 0:
             return
         strides = self.backbone.stage_strides(self.config.image_size)
-        trained = sorted(set(strides.values()), reverse=True)[:count]
+        read = {stride for stride in strides.values() if stride <= max(self.config.strides)}
+        trained = sorted(read, reverse=True)[:count]
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(strides.get(name) in trained)
         if not self.config.train_depthwise:

@@ -50,7 +50,16 @@ def process_group(device_name: str) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # After a restart torchrun's store still holds the addresses of processes that are gone: each
+    # attempt has a corner of its own.
+    store, number, size = next(dist.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"attempt_{attempt}", store),
+        rank=number,
+        world_size=size,
+    )
     try:
         yield
     finally:

@@ -100,7 +100,8 @@ class Trainer:
                 min_count=config.data.min_count,
             )
             self.model = CaptionModel(config.model, len(self.vocabulary))
-        start_embeddings(self.model, self.vocabulary, config)
+        if state is None:
+            start_embeddings(self.model, self.vocabulary, config)
         self.model.to(self.device)
         self.model.encoder.backbone.to(memory_format=torch.channels_last)
         self.preprocess = preprocess_of(self.model.encoder)

@@ -29,6 +29,7 @@ def build_optimizer(model: CaptionModel, config: OptimConfig) -> torch.optim.Ada
         [{"params": p, "lr": rate, "weight_decay": wd} for (rate, wd), p in groups.items()],
         betas=(0.9, 0.98),
         eps=1e-8,
+        fused=True,
     )
 
 
