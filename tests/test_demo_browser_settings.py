@@ -49,9 +49,17 @@ def choose(page, name, option):
 
 
 def give_number(page, name, value):
+    """Type a number; an accordion that is still opening may put the old one back, once."""
+    from playwright.sync_api import expect
+
     field = page.locator(f"#{name} input[type=number]")
-    field.fill(str(value))
-    field.blur()
+    expect(field).not_to_have_value("")
+    for _ in range(2):
+        field.fill(str(value))
+        field.blur()
+        page.wait_for_timeout(500)
+        if field.input_value() == str(value):
+            break
 
 
 def test_numbers_of_sentences_and_beams(page):
