@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from ablation_tables import Line, Result, read_result, write_tables
+from attention_figures import outlined_photos
 
 from captioner import Captioner
 from captioner.config import Config, load_config
-from captioner.data.splits import read_captions
 from captioner.errors import CaptionerError
-from captioner.evaluation.attention import CategoryMasks
 from captioner.evaluation.evaluate import evaluate
 from captioner.files import replacing
 from captioner.training.datasets import read_examples
@@ -272,14 +271,7 @@ def save(path: Path, values: dict[str, Any]) -> None:
 
 def attention_figures(captioner: Captioner, coco: Path, photos: int | None) -> dict[str, float]:
     """The maps against the masks of COCO's photos, as scripts/attention_figures.py has them."""
-    instances = sorted(coco.glob("instances_*.json"))
-    masks = CategoryMasks(*instances)
-    examples = [
-        example
-        for captions in sorted(coco.glob("captions_*.json"))
-        for example in read_captions(captions, coco / "images", missing="skip")
-        if example.image_id in masks
-    ][:photos]
+    instances, examples = outlined_photos(coco, photos)
     report = evaluate(captioner, examples, instances=instances, saliency=False, beam=3).attention
     assert report is not None
     return {key: report.figure(key) for key in ("ratio", "pointing_gain", "entropy")}

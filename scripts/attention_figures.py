@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from captioner import Captioner
+from captioner.data.examples import Example
 from captioner.data.splits import read_captions
 from captioner.evaluation.attention import CategoryMasks
 from captioner.evaluation.evaluate import Evaluation, evaluate
@@ -38,15 +39,7 @@ def main() -> None:
         sys.exit(f"{arguments.page}: no line {BEGIN!r} with {END!r} after it")
     models = dict(model.split("=", 1) for model in arguments.models) or {"the shipped model": None}
 
-    coco = arguments.folder / "coco"
-    instances = sorted(coco.glob("instances_*.json"))
-    masks = CategoryMasks(*instances)
-    examples = [
-        example
-        for captions in sorted(coco.glob("captions_*.json"))
-        for example in read_captions(captions, coco / "images", missing="skip")
-        if example.image_id in masks
-    ][: arguments.photos]
+    instances, examples = outlined_photos(arguments.folder / "coco", arguments.photos)
     first = next(iter(models))
     found = {
         name: evaluate(
@@ -68,6 +61,19 @@ def main() -> None:
     with replacing(arguments.page) as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(text)
+
+
+def outlined_photos(coco: Path, photos: int | None) -> tuple[list[Path], list[Example]]:
+    """COCO's object files in a folder, and the (first) captioned photos that they outline."""
+    instances = sorted(coco.glob("instances_*.json"))
+    masks = CategoryMasks(*instances)
+    examples = [
+        example
+        for captions in sorted(coco.glob("captions_*.json"))
+        for example in read_captions(captions, coco / "images", missing="skip")
+        if example.image_id in masks
+    ]
+    return instances, examples[:photos]
 
 
 def against_masks(name: str, evaluation: Evaluation) -> str:
