@@ -126,7 +126,11 @@ class DataConfig:
     mirror: bool = True
     """Show mirrored photos too (the words left and right change places)."""
     augment: bool = False
-    """Random resized crop and colour jitter; needs photos, so it switches the feature cache off."""
+    """Random resized crop and colour jitter; needs photos, so it switches the feature cache off
+    unless there are ``copies``."""
+    copies: int = 1
+    """With ``augment`` and a frozen CNN: how many versions of each photo the feature cache keeps
+    (the photo as it is, and augmented ones), of which every epoch draws one. 1 reads photos."""
     cache: str | None = "cache"
     """Folder for features of a frozen CNN; None computes them anew each time."""
     cache_dtype: Literal["fp16", "bf16"] = "fp16"

@@ -23,7 +23,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +31,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from captioner.data.augment import Augmentation
 from captioner.data.examples import Example
 from captioner.data.features import FeatureCache
 from captioner.data.sampler import Key, LengthAwareSampler
 from captioner.errors import DataError, ImageError
 from captioner.images import Preprocess, open_image
 from captioner.text import Vocabulary, tokenize
-
-if TYPE_CHECKING:
-    from torchvision.transforms import v2
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +119,7 @@ class CaptionDataset(Dataset[CaptionItem]):
         max_length: Words after which a caption is cut.
         preprocess: Read the photos, at this size (normalisation is left to the device); or
         cache: take the features from here; row i belongs to examples[i].
-        augment: Random resized crops and colour jitter (photos only).
+        augment: Random resized crops and colour jitter; from a cache, its augmented copies.
         mirror: Mirror half of the photos, and swap `left` and `right` in their captions.
         seed: Of all the draws.
 
@@ -150,15 +148,14 @@ class CaptionDataset(Dataset[CaptionItem]):
         self.paths = [example.image for example in examples]
         if cache is not None:
             cache.check_files(self.paths)
-            if augment:
-                raise DataError(
-                    "cached features cannot be augmented: set augment off or read photos"
-                )
+            if augment and cache.copies < 2:
+                raise DataError(f"{cache.folder}: no augmented copies; build the cache with them")
             if mirror and cache.views < 2:
                 raise DataError(f"{cache.folder}: no mirrored view here; build the cache with it")
         self.preprocess = preprocess
         self.cache = cache
-        self.augment = _augmentation(preprocess) if augment and preprocess else None
+        self.augmentation = Augmentation(preprocess) if augment and preprocess else None
+        self.copies = cache.copies if cache is not None and augment else 1
         self.mirror = mirror
         self.seed = seed
         self._captions = _EncodedCaptions(examples, vocabulary, max_length, mirrored=mirror)
@@ -188,29 +185,25 @@ class CaptionDataset(Dataset[CaptionItem]):
             captions = [captions[number] for number in chosen]
         # Longest first: the decoder drops the columns that are finished.
         captions.sort(key=len, reverse=True)
-        image = None
+        count, image, view = self.captions_per_image, None, 0
         if self.cache is None:
-            image = self._read_image(index, mirrored, seed=int(generator.integers(2**63)))
-        count = self.captions_per_image
-        return CaptionItem(image, self.cache, int(mirrored), captions, count, index)
+            image = self._read_image(index, mirrored, generator)
+        else:
+            view = self.cache.view(int(generator.integers(self.copies)), mirrored)
+        return CaptionItem(image, self.cache, view, captions, count, index)
 
-    def _read_image(self, index: int, mirrored: bool, seed: int) -> np.ndarray:
+    def _read_image(self, index: int, mirrored: bool, generator: np.random.Generator) -> np.ndarray:
         """(S, S, 3) uint8."""
         assert self.preprocess is not None
-        size = self.preprocess.size
+        augment = self.augmentation
+        size = self.preprocess.size if augment is None else augment.shrink_to
         try:
-            # An augmented crop keeps at least .6 of the area: read a bit more than the square.
-            image = open_image(self.paths[index], shrink_to=size * 3 // 2 if self.augment else size)
+            image = open_image(self.paths[index], shrink_to=size)
         except ImageError as error:
             raise DataError(str(error)) from error
         if mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self.augment is None:
-            return self.preprocess.to_uint8(image)
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: it would reseed the GPUs of a loader without workers as well.
-            torch.default_generator.manual_seed(seed)
-            return np.array(self.augment(image))
+        return self.preprocess.to_uint8(image) if augment is None else augment(image, generator)
 
 
 def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
@@ -326,18 +319,3 @@ class _EncodedCaptions:
 def mirror_words(words: Sequence[str]) -> list[str]:
     """The words of a caption after its photo was mirrored: left and right swapped."""
     return ["-".join(_MIRROR.get(part, part) for part in word.split("-")) for word in words]
-
-
-def _augmentation(preprocess: Preprocess) -> v2.Transform:
-    """PIL image -> PIL image (S, S): mild crops and colours, so that the captions stay true."""
-    from torchvision.transforms import InterpolationMode, v2  # slow to import
-
-    size = [preprocess.size, preprocess.size]
-    mode = InterpolationMode(preprocess.interpolation)
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.8, 1.25), interpolation=mode),
-            # No change of hue: it costs four times the rest, and captions name colours.
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        ]
-    )

@@ -1,9 +1,10 @@
 """A cache of frozen encoder features, for reading: half precision, memory-mapped.
 
 A cache is a folder with one file `stage_<s>.npy` per encoder stage, of shape (views, N, C, H, W),
-and a `meta.json`. View 0 is the photo as it is, view 1 its mirror image. The folder's name is the
-beginning of its key (encoder weights, preprocessing, precision, files), so the caches of several
-encoders lie side by side under one root, and a changed photo or weight never meets an old feature.
+and a `meta.json`. The views are the copies of a photo (the first as it is, the others augmented),
+and then, where wanted, the mirror images of all of them. The folder's name is the beginning of its
+key (encoder weights, preprocessing, precision, files), so the caches of several encoders lie side
+by side under one root, and a changed photo or weight never meets an old feature.
 `captioner.data.features` makes them.
 
 Shapes: N photos, B batch, C channels of a stage, H x W its grid.
@@ -48,6 +49,7 @@ class CacheMeta:
     done: int
     dtype: CacheDtype = "fp16"
     version: int = _VERSION
+    copies: int = 1  # views that are not mirrored
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -62,7 +64,7 @@ class CacheMeta:
     def describe(self) -> str:
         """What is kept and how large it is, in words."""
         grids = " + ".join("×".join(map(str, shape)) for shape in self.shapes)
-        views = "2 views" if self.views == 2 else "1 view"
+        views = "1 view" if self.views == 1 else f"{self.views} views"
         size = f"{self.nbytes / 1e9:,.2f} GB" if self.nbytes >= 1e7 else f"{self.nbytes:,} bytes"
         return f"{self.count:,} photos × {views} × ({grids}) in {self.dtype}: {size}"
 
@@ -103,6 +105,7 @@ class FeatureCache:
         *,
         dtype: CacheDtype = "fp16",
         precision: str = "auto",
+        augmentation: int | None = None,
     ) -> str:
         """The identity of a cache: sha256 over everything that its features depend on.
 
@@ -110,10 +113,11 @@ class FeatureCache:
             fingerprint: Stands for the encoder's architecture and weights (their hash).
             preprocess: `Preprocess.to_dict()`.
             paths: The photos, in order; their sizes and modification times count as well.
-            views: 1, or 2 with the mirrored view.
+            views: Copies of each photo, twice that with mirrored ones.
             dtype: How the features are kept.
             precision: How the encoder computed, as the recipe names it: `auto` leaves it to the
                 device and so takes what any device made.
+            augmentation: Version of what made the second copy and all later ones.
 
         Raises:
             DataError: A photo does not exist.
@@ -128,6 +132,8 @@ class FeatureCache:
         parts: list[Any] = [_VERSION, fingerprint, dict(preprocess), views, files]
         if (dtype, precision) != ("fp16", "auto"):  # the default is left out: older caches stay
             parts.append([dtype, precision])
+        if augmentation is not None:
+            parts.append({"augmentation": augmentation})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -155,8 +161,17 @@ class FeatureCache:
 
     @property
     def views(self) -> int:
-        """1, or 2 with the mirrored view."""
+        """Versions of each photo: the copies, and their mirror images if there are any."""
         return self._meta.views
+
+    @property
+    def copies(self) -> int:
+        """Versions that are not mirrored: the photo as it is, and augmented ones."""
+        return self._meta.copies
+
+    def view(self, copy: int, mirrored: bool) -> int:
+        """The number of a copy, or of its mirror image, among the views."""
+        return copy + mirrored * self.copies
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
@@ -180,7 +195,7 @@ class FeatureCache:
 
         Args:
             index: Place of the photo in the list of paths that the cache was built from.
-            view: 0 the photo, 1 its mirror image.
+            view: 0 the photo as it is; `view` tells the others.
 
         Raises:
             IndexError: No such photo or view.

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from captioner.data.augment import Augmentation
 from captioner.data.feature_cache import (
     META,
     CacheDtype,
@@ -67,6 +68,7 @@ def build_features(
     precision: str = "auto",
     device: torch.device | str = "cpu",
     save_every: int = 512,
+    copies: int = 1,
 ) -> FeatureCache:
     """Run the encoder over all photos and keep its features; a finished cache is just opened.
 
@@ -81,22 +83,27 @@ def build_features(
         extract: The encoder: (B, 3, S, S) float32 on `device` -> one (B, C, H, W) per stage.
         batch_size: Photos per call of `extract`.
         workers: Threads that read photos; None takes one per core, at most 16.
-        mirror: Keep the mirrored view as well.
+        mirror: Keep mirror images as well.
         progress: Show a progress bar (only on a terminal; elsewhere a line a minute is logged).
         fingerprint: Stands for the encoder's architecture and weights (their hash).
         dtype: How features are kept, `fp16` or `bf16`.
         precision: How `extract` computes, as the recipe names it; part of the cache's identity.
         device: Where photos are normalised and handed to `extract`.
         save_every: Photos after which the progress is made safe on disk.
+        copies: Versions of each photo: the photo as it is, and augmented ones (which depend on
+            the photo's number and the copy's alone).
 
     Raises:
         DataError: A photo cannot be read, the disk has not enough room, features are not finite.
     """
     if not paths:
         raise DataError("no photos to compute features of")
-    views = 2 if mirror else 1
+    views = 2 * copies if mirror else copies
     key = FeatureCache.key(
-        fingerprint, preprocess.to_dict(), paths, views, dtype=dtype, precision=precision
+        *(fingerprint, preprocess.to_dict(), paths, views),
+        dtype=dtype,
+        precision=precision,
+        augmentation=Augmentation.version if copies > 1 else None,
     )
     target = Path(folder) / key[:16]
     try:
@@ -105,20 +112,20 @@ def build_features(
         raise DataError(f"{target}: cannot make this folder ({error.strerror})") from error
 
     def compute(pixels: Tensor) -> list[Sequence[Tensor]]:
-        """(B, S, S, 3) uint8 -> the stages of each view."""
-        pixels = pixels.to(device)
+        """(B, copies, S, S, 3) uint8 -> the stages of each view."""
+        plain = pixels.to(device).unbind(1)
         # Resizing the whole photo commutes with mirroring it: no second reading.
-        mirrored = [pixels.flip(2)] if mirror else []
-        return [extract(preprocess.normalize(each)) for each in [pixels, *mirrored]]
+        mirrored = [each.flip(2) for each in plain] if mirror else []
+        return [extract(preprocess.normalize(each)) for each in [*plain, *mirrored]]
 
     with _locked(target):
         meta = CacheMeta.read(target)
         if meta is None or meta.key != key:
-            meta = CacheMeta(key, hash_paths(paths), views, len(paths), [], 0, dtype)
+            meta = CacheMeta(key, hash_paths(paths), views, len(paths), [], 0, dtype, copies=copies)
             _tell_of_others(Path(folder), meta)
         if meta.done < meta.count:
             with contextlib.closing(
-                _batches(paths[meta.done :], preprocess, batch_size, workers)
+                _batches(paths, meta.done, preprocess, copies, batch_size, workers)
             ) as batches:
                 _fill(target, meta, batches, compute, progress, save_every)
     return FeatureCache.open(target)
@@ -142,25 +149,31 @@ def _tell_of_others(root: Path, meta: CacheMeta) -> None:
 
 def _batches(
     paths: Sequence[str | os.PathLike[str]],
+    start: int,
     preprocess: Preprocess,
+    copies: int,
     batch_size: int,
     workers: int | None,
 ) -> Generator[Tensor, None, None]:
-    """The photos in order, (B, S, S, 3) uint8, read by threads while the encoder computes.
+    """The photos from `start` on, (B, copies, S, S, 3) uint8, read while the encoder computes.
 
     Raises:
         DataError: A photo cannot be read.
     """
+    augment = Augmentation(preprocess)
 
-    def read(path: str | os.PathLike[str]) -> np.ndarray:
-        return preprocess.to_uint8(open_image(os.fspath(path), shrink_to=preprocess.size))
+    def read(number: int) -> np.ndarray:
+        size = preprocess.size if copies == 1 else augment.shrink_to
+        image = open_image(os.fspath(paths[number]), shrink_to=size)
+        generators = (np.random.default_rng([number, copy]) for copy in range(1, copies))
+        return np.stack([preprocess.to_uint8(image), *(augment(image, g) for g in generators)])
 
     workers = workers or min(16, os.cpu_count() or 1)
     rows: list[np.ndarray] = []
     depth = max(2 * batch_size, 4 * workers)
     try:
-        for picture in map_ahead(read, paths, workers=workers, depth=depth):
-            rows.append(picture)
+        for pictures in map_ahead(read, range(start, len(paths)), workers=workers, depth=depth):
+            rows.append(pictures)
             if len(rows) == batch_size:
                 yield torch.from_numpy(np.stack(rows))
                 rows = []
@@ -342,7 +355,7 @@ def _check_room(folder: Path, meta: CacheMeta) -> None:
     if needed > free:
         raise DataError(
             f"{folder}: the feature cache needs {_gigabytes(needed)} and the disk has"
-            f" {_gigabytes(free)} free; choose another folder or switch the mirrored view off"
+            f" {_gigabytes(free)} free; choose another folder, fewer copies or no mirrored views"
         )
 
 

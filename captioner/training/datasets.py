@@ -97,8 +97,11 @@ def build_datasets(
 ) -> TrainingData:
     """Make the datasets; a frozen encoder's features are computed once and kept on disk."""
     data = config.data
+    copies = data.copies if data.augment else 1
     cached = (
-        data.cache is not None and not data.augment and config.model.encoder.trainable_stages == 0
+        data.cache is not None
+        and (copies > 1 or not data.augment)
+        and config.model.encoder.trainable_stages == 0
     )
     train_cache = val_cache = None
     if cached:
@@ -122,10 +125,11 @@ def build_datasets(
                 dtype=data.cache_dtype,
                 precision=config.optim.precision,
                 device=device,
+                copies=number,
             )
             if examples
             else None
-            for examples, mirror in ((train, data.mirror), (val, False))
+            for examples, mirror, number in ((train, data.mirror, copies), (val, False, 1))
         ]
         train_cache, val_cache = caches
     dataset = CaptionDataset(
