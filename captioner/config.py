@@ -42,6 +42,9 @@ class EncoderConfig:
     refine_layers: int = 0
     """Self-attention blocks that refine the grid before decoding."""
     refine_heads: int = 8
+    dropout: float = 0.0
+    """Share of the grid's channels that a photo's captions do without in a training step (spatial
+    dropout, Tompson et al. 2015): photos are harder to learn by heart."""
     trainable_stages: int = 0
     """How many of the last stages (1 = the coarsest stride) are fine-tuned; 0 freezes the CNN."""
     train_depthwise: bool = True
@@ -250,6 +253,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     ),
     **dict.fromkeys(("epochs", "every", "beam", "accumulate", "save_every"), (1, _INFINITY)),
     "draws": (2, _INFINITY),
+    "copies": (1, _INFINITY),
     **dict.fromkeys(("refine_layers", "trainable_stages", "workers", "seed"), (0, _INFINITY)),
     "samples": (0, _INFINITY),
     **dict.fromkeys(

@@ -85,6 +85,7 @@ class Encoder(nn.Module):
             self.refine = nn.TransformerEncoder(
                 layer, config.refine_layers, enable_nested_tensor=False
             )
+        self.dropout = nn.Dropout1d(config.dropout)
         self.train()  # modules start out in training mode: what is frozen must not
 
     @property
@@ -123,6 +124,8 @@ class Encoder(nn.Module):
         if self.refine is not None:
             positions = _positions(height, width, self.feature_size).to(features)
             features = self.refine(features + positions)
+        if self.training and self.config.dropout:  # whole channels, the same in all cells
+            features = self.dropout(features.transpose(1, 2)).transpose(1, 2).contiguous()
         return Grid(features, (height, width))
 
     def train(self, mode: bool = True) -> Encoder:
