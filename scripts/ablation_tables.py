@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -20,7 +19,7 @@ from captioner.training.log import read_log
 
 BEGIN, END = "<!-- tables: begin", "<!-- tables: end -->"
 HEADS = ["", "CIDEr-D", "difference", "BLEU-4", "correctness × uniform"]
-HEADS += ["pointing above centre", "entropy", "s a step"]
+HEADS += ["pointing above centre", "entropy"]
 SKELETON = f"""# Ablations
 
 What each part of the model and of its training is worth. Every line is the recipe
@@ -46,14 +45,12 @@ class Result:
     Attributes:
         cider: Of its best epoch, on the validation photos.
         bleu4: Of the same epoch, 0 to 100.
-        seconds: A step.
         attention: ``ratio``, ``pointing_gain`` and ``entropy`` against object masks, if measured.
         beams: Metrics by beam size, if measured.
     """
 
     cider: float
     bleu4: float
-    seconds: float
     attention: dict[str, float]
     beams: dict[str, dict[str, float]]
 
@@ -72,15 +69,9 @@ def read_result(out: Path) -> Result:
     """A run's figures from its log and its measurements."""
     records = read_log(out)
     best = max((r["validation"] for r in records if "validation" in r), key=lambda v: v["cider"])
-    pace = [
-        (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
-        for before, after in itertools.pairwise(r for r in records if "loss" in r)
-        if after["seconds"] > before["seconds"]  # a resumed run counts from 0 again
-    ]
     return Result(
         best["cider"],
         100 * best["bleu4"],
-        statistics.median(pace) if pace else float("nan"),
         _read(out / "attention.json"),
         _read(out / "beams.json"),
     )
@@ -124,7 +115,6 @@ def row(line: Line) -> list[str]:
             spread([figures[key] for figures in measured], form)
             for key, form in (("ratio", ".2f"), ("pointing_gain", "+.1f"), ("entropy", ".3f"))
         ),
-        spread([statistics.mean(result.seconds for result in every)], ".2f"),
     ]
 
 

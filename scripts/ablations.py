@@ -70,7 +70,12 @@ def _kind(kind: str) -> Ablation:
 
 _COARSE = "model.encoder.strides=[32]"
 _TUNED = ("optim.learning_rate=4e-4", "optim.encoder_learning_rate=1e-4")
-_SCST = ("loss.objective=self_critical", "optim.learning_rate=5e-5", "optim.warmup=100")
+_SCST = (
+    "loss.objective=self_critical",
+    "optim.learning_rate=1.5e-4",
+    "optim.warmup=100",
+    "model.decoder.dropout=0.2",
+)
 ABLATIONS = (
     Ablation("base", "Base", "base: the recipe as it is"),
     *map(_kind, ("dot", "general", "scaled_dot", "multi_head")),
@@ -106,6 +111,18 @@ ABLATIONS = (
     ),
     Ablation("no_smoothing", "Loss", "no label smoothing", ("loss.label_smoothing=0",)),
     Ablation("scheduled", "Loss", "scheduled sampling to 0.25", ("loss.scheduled_sampling=0.25",)),
+    Ablation(
+        "grid_dropout",
+        "Against overfitting",
+        "a quarter of the grid's channels hidden",
+        ("model.encoder.dropout=0.25",),
+    ),
+    Ablation(
+        "copies",
+        "Against overfitting",
+        "four versions of each photo, three augmented",
+        ("data.augment=true", "data.copies=4"),
+    ),
     Ablation("longer", "Second step", "as many epochs again, all frozen", _TUNED, "base"),
     Ablation(
         "finetune",
