@@ -35,6 +35,9 @@ class EncoderConfig:
     """Side of the square that the whole photo is resized to, in pixels."""
     strides: tuple[int, ...] = (16, 32)
     """Stages whose features are joined, named by their output stride (224/16 = a 14×14 grid)."""
+    head: bool = False
+    """Also run the convolution between the last stage and the classifier (timm's EfficientNets:
+    1,280 channels that know what ImageNet names)."""
     grid: int | None = None
     """Side of the grid; None takes that of the finest stage in ``strides``."""
     width: int | None = 512
@@ -187,7 +190,7 @@ class OptimConfig:
     warmup: int = 200
     """Steps of linear warm-up before the cosine."""
     clip: float = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm; 0 switches clipping off."""
     ema: float = 0.999
     """Decay of the averaged weights that are validated and saved; 0 switches averaging off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -92,6 +92,12 @@ ABLATIONS = (
         "14×14 from photos of 288×288 pixels instead of 224×224",
         ("model.encoder.image_size=288", "model.encoder.grid=14"),
     ),
+    Ablation(
+        "head",
+        "Grid",
+        "with the last convolution before ImageNet's classifier",
+        ("model.encoder.head=true",),
+    ),
     Ablation("gate_off", "Decoder", "no gate on the context", ("model.decoder.gate=off",)),
     Ablation("gate_channel", "Decoder", "a gate per channel", ("model.decoder.gate=channel",)),
     Ablation("shallow_output", "Decoder", "no deep output", ("model.decoder.deep_output=false",)),

@@ -98,9 +98,13 @@ class Backbone(nn.Module, abc.ABC):
 
 
 class TimmBackbone(Backbone):
-    """A trunk of timm, cut by its own ``features_only`` interface."""
+    """A trunk of timm, cut by its own ``features_only`` interface.
 
-    def __init__(self, name: str, strides: tuple[int, ...], pretrained: bool):
+    That leaves out the last convolution of an EfficientNet, which the classifier reads: ``head``
+    puts it behind the last stage again.
+    """
+
+    def __init__(self, name: str, strides: tuple[int, ...], pretrained: bool, head: bool = False):
         super().__init__()
         import timm
 
@@ -137,11 +141,27 @@ class TimmBackbone(Backbone):
             weights = {_flatten(key): value for key, value in whole.state_dict().items()}
             own = self.trunk.state_dict()
             self.trunk.load_state_dict({key: weights[_flatten(key)] for key in own})
-        self.channels = tuple(trunk.feature_info.channels())
+        channels = trunk.feature_info.channels()
+        self.head: nn.Module | None = None
+        if head:
+            if not hasattr(whole, "bn2") or strides[-1] != known[-1]:
+                raise ConfigError(
+                    f"encoder.head: timm/{name} has no convolution between its last stage and its"
+                    f" classifier, or encoder.strides does not end with {known[-1]}"
+                )
+            self.head = nn.Sequential(whole.conv_head, whole.bn2)
+            if not pretrained:  # so far only described
+                self.head.to_empty(device="cpu")
+                for module in self.head:
+                    module.reset_parameters()
+            channels = [*channels[:-1], whole.conv_head.out_channels]
+        self.channels = tuple(channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the chosen stages: (B, 3, S, S) -> [(B, C, H, W), ...]."""
         features: list[Tensor] = self.trunk(images)
+        if self.head is not None:
+            features[-1] = self.head(features[-1])
         return features
 
 
@@ -192,7 +212,7 @@ class TorchvisionBackbone(Backbone):
 
 
 def build_backbone(
-    name: str, strides: tuple[int, ...], image_size: int, pretrained: bool
+    name: str, strides: tuple[int, ...], image_size: int, pretrained: bool, head: bool = False
 ) -> Backbone:
     """Build a CNN trunk by name.
 
@@ -202,16 +222,22 @@ def build_backbone(
         image_size: Side of the input square in pixels.
         pretrained: Load ImageNet weights: from an installed weight package when there is one,
             else from torchvision's or timm's own source.
+        head: Put the last convolution of timm's EfficientNets, which the classifier reads, behind
+            the last stage.
 
     Raises:
-        ConfigError: Unknown library or model, a stride that the trunk does not have, or weights
-            that cannot be had.
+        ConfigError: Unknown library or model, a stride or a head that the trunk does not have, or
+            weights that cannot be had.
     """
     library, _, model = name.partition("/")
     if library == "torchvision" and model:
+        if head:
+            raise ConfigError(
+                "encoder.head is for timm/...: torchvision's trunks are whole already"
+            )
         return TorchvisionBackbone(model, strides, pretrained, image_size)
     if library == "timm" and model:
-        return TimmBackbone(model, strides, pretrained)
+        return TimmBackbone(model, strides, pretrained, head)
     raise ConfigError(f"encoder {name!r} must be torchvision/NAME or timm/NAME")
 
 

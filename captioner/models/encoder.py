@@ -56,6 +56,7 @@ class Encoder(nn.Module):
             config.strides,
             config.image_size,
             config.pretrained if pretrained is None else pretrained,
+            config.head,
         )
         self._freeze()
         channels = self.backbone.channels
