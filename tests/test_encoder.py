@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -299,3 +300,50 @@ def test_stages_that_nothing_reads_do_not_count_as_trainable():
         if parameter.requires_grad
     }
     assert trained == {16}
+
+
+def test_dropout_hides_whole_channels_of_a_photo_and_only_in_training():
+    """The channels that are left are scaled up; another photo loses others."""
+    encoder = make(width=64, dropout=0.5)
+    images = photos()
+    plain = encoder.eval()(images).features  # (B, L, D)
+    assert torch.equal(plain, encoder(images).features)
+    dropped = encoder.train()(images).features
+    hidden = (dropped == 0).all(1)  # (B, D)
+    assert 0.2 < hidden.float().mean() < 0.8
+    assert not torch.equal(hidden[0], hidden[1])
+    kept = (plain * 2).masked_fill(hidden[:, None], 0)
+    torch.testing.assert_close(dropped, kept)
+
+
+def test_the_head_is_the_convolution_that_the_classifier_reads():
+    """What timm's own model hands to its pooling; it trains with the last stage."""
+    encoder = make("timm/tf_efficientnet_lite0", strides=(16, 32), head=True, trainable_stages=1)
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    own = {f"trunk.{key}": value for key, value in whole.state_dict().items()}
+    for number, name in enumerate(("conv_head", "bn2")):
+        part = getattr(whole, name).state_dict()
+        own |= {f"head.{number}.{key}": value for key, value in part.items()}
+    encoder.backbone.load_state_dict({key: own[key] for key in encoder.backbone.state_dict()})
+    images = photos()
+    with torch.no_grad():
+        expected = whole.forward_features(images)
+        found = encoder.eval().extract(images)[-1]
+    torch.testing.assert_close(found, expected)
+    encoder.train()(images).features.sum().backward()
+    assert "head.0.weight" in trunk_gradients(encoder)
+    assert not encoder.backbone.head[1].training  # its statistics are frozen like the others
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("timm/resnet10t", (16, 32)),
+        ("timm/mobilenetv3_small_050", (16, 32)),  # its convolution comes after the pooling
+        ("timm/tf_efficientnet_lite0", (8, 16)),
+        ("torchvision/efficientnet_b0", (16, 32)),
+    ],
+)
+def test_a_head_that_is_not_there(name, strides):
+    with pytest.raises(ConfigError, match=r"encoder\.head"):
+        make(name, strides=strides, head=True)

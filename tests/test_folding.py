@@ -27,11 +27,16 @@ def norms(backbone):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["timm/tf_efficientnet_lite0", "timm/resnet10t", "torchvision/mobilenet_v3_small"],
+    ("name", "head"),
+    [
+        ("timm/tf_efficientnet_lite0", False),
+        ("timm/tf_efficientnet_lite0", True),
+        ("timm/resnet10t", False),
+        ("torchvision/mobilenet_v3_small", False),
+    ],
 )
-def test_folding_keeps_the_features(name):
-    backbone = trained(build_backbone(name, (16, 32), SIZE, pretrained=False))
+def test_folding_keeps_the_features(name, head):
+    backbone = trained(build_backbone(name, (16, 32), SIZE, pretrained=False, head=head))
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     folded = fold_batch_norms(backbone, SIZE)
     assert norms(backbone) > 0

@@ -144,7 +144,8 @@ class TimmBackbone(Backbone):
         channels = trunk.feature_info.channels()
         self.head: nn.Module | None = None
         if head:
-            if not hasattr(whole, "bn2") or strides[-1] != known[-1]:
+            parts = hasattr(whole, "conv_head") and hasattr(whole, "bn2")
+            if not parts or strides[-1] != known[-1]:
                 raise ConfigError(
                     f"encoder.head: timm/{name} has no convolution between its last stage and its"
                     f" classifier, or encoder.strides does not end with {known[-1]}"
@@ -152,6 +153,7 @@ class TimmBackbone(Backbone):
             self.head = nn.Sequential(whole.conv_head, whole.bn2)
             if not pretrained:  # so far only described
                 self.head.to_empty(device="cpu")
+                module: Any
                 for module in self.head:
                     module.reset_parameters()
             channels = [*channels[:-1], whole.conv_head.out_channels]
@@ -232,9 +234,7 @@ def build_backbone(
     library, _, model = name.partition("/")
     if library == "torchvision" and model:
         if head:
-            raise ConfigError(
-                "encoder.head is for timm/...: torchvision's trunks are whole already"
-            )
+            raise ConfigError("encoder.head is for timm/...: torchvision's trunks have theirs")
         return TorchvisionBackbone(model, strides, pretrained, image_size)
     if library == "timm" and model:
         return TimmBackbone(model, strides, pretrained, head)
