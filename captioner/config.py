@@ -257,7 +257,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "every", "beam", "accumulate", "save_every"), (1, _INFINITY)),
     "draws": (2, _INFINITY),
     "copies": (1, _INFINITY),
-    **dict.fromkeys(("refine_layers", "trainable_stages", "workers", "seed"), (0, _INFINITY)),
+    **dict.fromkeys(("refine_layers", "trainable_stages", "workers"), (0, _INFINITY)),
+    "seed": (0, 2**63 - 1),
     "samples": (0, _INFINITY),
     **dict.fromkeys(
         ("coverage", "entropy", "exploration", "weight_decay", "warmup"), (0, _INFINITY)

@@ -1,16 +1,26 @@
 #!/usr/bin/env bash
 # Makes the model that ships with the package, from ImageNet weights to captioner/weights/.
 # The first two steps take an hour and a quarter on three CPU cores with avx512_bf16, the third, the
-# self-critical one, forty minutes more. Needs `pip install '.[lite]'`.
+# self-critical one, forty minutes more. Needs `pip install '.[lite]'`. After an interruption run it
+# again: finished steps are skipped, the interrupted one goes on where it was.
 #
 #   scripts/train_flickr8k.sh FOLDER     FOLDER holds flickr8k/ and coco/ (see configs/flickr8k.yaml)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=${1:?usage: scripts/train_flickr8k.sh FOLDER}
 
-captioner train configs/flickr8k.yaml data.root="$root"
-captioner train configs/flickr8k_finetune.yaml data.root="$root"
-captioner train configs/flickr8k_scst.yaml data.root="$root"
+train() { # a recipe's name
+  local out=runs/$1 resume=()
+  if [ -e "$out/finished" ]; then return; fi
+  if [ -e "$out/last" ]; then resume=(--resume); fi
+  echo "== $1"
+  captioner train "configs/$1.yaml" data.root="$root" ${resume[@]+"${resume[@]}"}
+  touch "$out/finished"
+}
+
+train flickr8k
+train flickr8k_finetune
+train flickr8k_scst
 python scripts/ship.py runs/flickr8k_scst/best.safetensors runs/flickr8k_scst/last.safetensors \
   captioner/weights/default.safetensors
 captioner evaluate --captions "$root/flickr8k/captions_val.json" --beam 5

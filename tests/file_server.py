@@ -13,6 +13,8 @@ class FileServer:
         url: Its address, without a slash at the end.
         files: What it serves, by name.
         ranges: Whether it honours Range.
+        lengths: Whether it tells the length of what it sends.
+        shift: By how much the range that it names is wrong.
         drops: For how many more requests it closes the connection after `drop_after` bytes.
         failures: Statuses for the next requests, before anything works.
         requests: (path, Range header or None) of all requests.
@@ -21,6 +23,8 @@ class FileServer:
     def __init__(self):
         self.files = {}
         self.ranges = True
+        self.lengths = True
+        self.shift = 0
         self.etag = '"one"'
         self.drops = 0
         self.drop_after = 1000
@@ -74,11 +78,13 @@ class FileServer:
                 request.end_headers()
                 return
             request.send_response(206)
-            request.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
+            told = f"bytes {first + self.shift}-{len(data) - 1}/{len(data)}"
+            request.send_header("Content-Range", told)
         else:
             request.send_response(200)
         body = data[first:]
-        request.send_header("Content-Length", str(len(body)))
+        if self.lengths:
+            request.send_header("Content-Length", str(len(body)))
         if self.etag:
             request.send_header("ETag", self.etag)
         request.end_headers()

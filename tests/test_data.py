@@ -173,8 +173,9 @@ def test_jsonl_splits_and_default_split(photos, tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text("\n".join(jsonl_lines()), encoding="utf-8")
     assert [e.image_id for e in read_captions(path, split="val")] == ["c.jpg"]
-    path.write_text('{"image": "a.jpg", "captions": ["A dog."]}', encoding="utf-8")
-    assert [e.split for e in read_captions(path)] == ["train"]
+    for more in ("", ', "split": null'):
+        path.write_text(f'{{"image": "a.jpg", "captions": ["A dog."]{more}}}', encoding="utf-8")
+        assert [e.split for e in read_captions(path)] == ["train"]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,7 @@ def test_jsonl_splits_and_default_split(photos, tmp_path):
         ('{"image": "b.jpg", "captions": "x"}', "line 2: .*list of strings"),
         ('{"image": "b.jpg", "captions": [1]}', "line 2: a caption must be a string, not 1"),
         ('["b.jpg"]', "line 2: expected an object"),
+        ('{"image": "b.jpg", "captions": [], "split": 1}', "line 2: 'split' must be a string"),
         (jsonl_lines()[0], "line 2: a.jpg is on line 1 already"),
     ],
 )

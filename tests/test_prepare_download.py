@@ -1,10 +1,16 @@
 """Downloading and unpacking: what breaks is resumed, what is wrong is refused."""
 
+import dataclasses
+import errno
 import hashlib
 import io
+import os
+import shutil
 import stat
 import threading
 import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from file_server import FileServer
@@ -12,6 +18,7 @@ from file_server import FileServer
 from captioner import cli
 from captioner.errors import ConfigError, DataError
 from captioner.prepare import datasets
+from captioner.prepare import download as download_module
 from captioner.prepare.datasets import ARCHIVES, Archive, addresses
 from captioner.prepare.download import Stopped, download
 from captioner.prepare.fetch import fetch
@@ -71,6 +78,24 @@ def test_versions_are_never_mixed(server, tmp_path):
     assert get(server, tmp_path / "a") == DATA[::-1]
 
 
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"etag": 'W/"one"'}, None),  # a weak one does not vouch for bytes
+        ({"shift": 1}, "bytes=1000-"),  # not what was asked for
+        ({"files": {"a.bin": DATA[:500]}}, "bytes=1000-"),  # nothing after what we have
+    ],
+    ids=["weak", "other-range", "too-long"],
+)
+def test_a_part_that_cannot_be_trusted_is_fetched_anew(server, tmp_path, change, again):
+    server.etag, server.drops = change.get("etag", server.etag), 1
+    with pytest.raises(DataError):
+        download(f"{server.url}/a.bin", tmp_path / "a", attempts=1)
+    vars(server).update(change)
+    assert get(server, tmp_path / "a") == server.files["a.bin"]
+    assert [span for _, span in server.requests[1:]] == ([again, None] if again else [None])
+
+
 def test_a_part_of_unknown_origin_counts_only_with_a_checksum(server, tmp_path):
     (tmp_path / "a.part").write_bytes(b"x" * 100)
     assert get(server, tmp_path / "a") == DATA
@@ -104,6 +129,32 @@ def test_dead_links_and_wrong_files(server, tmp_path, path, options, message):
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "a.part").exists()  # resuming would never mend it
     assert len(server.requests) == 1  # and trying again would not help
+
+
+def test_a_server_that_does_not_tell_the_length_is_resumed_too(server, tmp_path):
+    server.lengths = False
+    server.drops = 2
+    assert get(server, tmp_path / "a", size=len(DATA), digest=md5(DATA)) == DATA
+    assert [span for _, span in server.requests] == [None, "bytes=1000-", "bytes=2000-"]
+
+
+def test_a_crash_between_two_versions_mixes_nothing(server, tmp_path, monkeypatch):
+    """The moment when the new version's tag is written, and none of its bytes."""
+    server.drops = 1
+    with pytest.raises(DataError):
+        download(f"{server.url}/a.bin", tmp_path / "a", attempts=1)
+    server.files["a.bin"], server.etag = DATA[::-1], '"two"'
+    write_text = Path.write_text
+
+    def die(path, *arguments, **options):
+        write_text(path, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", die)
+    with pytest.raises(KeyboardInterrupt):
+        download(f"{server.url}/a.bin", tmp_path / "a")
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert get(server, tmp_path / "a") == DATA[::-1]
 
 
 def test_it_gives_up(server, tmp_path):
@@ -181,6 +232,18 @@ def test_damaged_archives(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_encrypted_archives_and_full_disks(tmp_path, monkeypatch):
+    archive = tmp_path / "a.zip"
+    data = bytearray(make_zip([("a", "x" * 1000)]))
+    data[data.find(b"PK\x01\x02") + 8] |= 1
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match="'a' is encrypted"):
+        unpack(archive, tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=999))
+    with pytest.raises(DataError, match=r"unpacking a\.zip needs .* free"):
+        unpack_members(tmp_path, [("a", "x" * 1000)])
+
+
 # ------------------------------------------------------------------------------------------ fetch
 
 
@@ -227,6 +290,37 @@ def test_a_dead_link_says_what_to_get_and_where_to_put_it(server, tmp_path):
     (tmp_path / "downloads/photos.zip").write_bytes(photos)
     fetch(archives, tmp_path, addresses(archives))
     assert len(list((tmp_path / "Photos").iterdir())) == 4
+
+
+def test_too_little_room_and_too_few_files(server, tmp_path, monkeypatch):
+    archives = two_archives(server)
+    item = dataclasses.replace(archives[1], count=5)
+    with pytest.raises(DataError, match=r"gave 4 files Photos/\*\.jpg, expected 5"):
+        fetch([item], tmp_path / "one", addresses(archives))
+    requests = len(server.requests)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=item.size - 1))
+    with pytest.raises(DataError, match=r"downloading photos\.zip needs .* free"):
+        fetch([item], tmp_path / "two", addresses(archives))
+    assert len(server.requests) == requests
+
+
+def test_a_full_disk_is_told_with_the_file(server, tmp_path, monkeypatch):
+    archives = two_archives(server)
+    item = archives[1]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)  # while unpacking
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads/photos.zip").write_bytes(server.files["photos.zip"])
+    with pytest.raises(DataError, match=r"0\.jpg: cannot be written \(No space left"):
+        fetch([item], tmp_path, addresses(archives))
+    (tmp_path / "downloads/photos.zip").unlink()
+    (tmp_path / "downloads/photos.zip.part.tag").mkdir()  # a name that cannot be written
+    monkeypatch.setattr(download_module, "_LOCAL", {errno.EISDIR})
+    with pytest.raises(DataError, match=r"photos\.zip: cannot write into .* \(Is a directory\)"):
+        fetch([item], tmp_path, addresses(archives), pause=0.001)
 
 
 def test_a_damaged_archive_of_ones_own_is_named(server, tmp_path):

@@ -1,6 +1,9 @@
 """Captions of one's own: reading, splitting, finding what is wrong, near-duplicate photos."""
 
+import io
 import json
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -83,6 +86,11 @@ def test_several_captions_a_row_and_splits(tmp_path):
     ]
 
 
+def test_empty_cells_behind_the_last_column_do_not_matter(tmp_path):
+    text = "image,caption,split\na.jpg,A cat,val,, \n"
+    assert rows_of(tmp_path, "a.csv", text) == [("a.jpg", ("A cat",), "val")]
+
+
 def test_our_own_formats_are_read(tmp_path):
     images = [{"id": 1, "file_name": "a.jpg"}]
     annotations = [{"id": 1, "image_id": 1, "caption": "A dog."}]
@@ -97,6 +105,7 @@ def test_our_own_formats_are_read(tmp_path):
         ("a.csv", "image,words\na,b\n", "no column for the captions"),
         ("a.csv", "", "empty"),
         ("a.csv", "image,caption\n,A dog\n", "a.csv:2: no photo named"),
+        ("a.csv", "image,caption,split\na.jpg,A cat, asleep,val\n", "a.csv:2: 4 cells .* 3"),
         ("a.jsonl", '{"image": "a.jpg"}\n{"image"\n', "a.jsonl:2: not JSON"),
         ("a.jsonl", '{"images": "a.jpg"}\n', "a.jsonl:1: expected an object"),
         ("a.jsonl", '{"image": "a.jpg", "captions": [1]}\n', "must be a list of strings"),
@@ -261,7 +270,7 @@ def test_the_report_tells_what_is_wrong(folder, tmp_path, capsys):
 
 def test_splits_of_the_file_are_kept_and_leaks_told(folder, tmp_path, capsys):
     picture(1, (300, 220)).save(folder / "again.png")
-    lines = ["image,caption,split", "01.jpg,One,train", "02.jpg,Two,validation"]
+    lines = ["image,caption,split", "01.jpg,One,Train", "02.jpg,Two,VALIDATION"]
     lines += ["again.png,Three,dev", "gone.jpg,Four,train", "02.jpg,Five,train", "03.jpg,Six,"]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(lines), "utf-8")
@@ -282,6 +291,28 @@ def test_splits_of_the_file_are_kept_and_leaks_told(folder, tmp_path, capsys):
     assert "several splits" in capsys.readouterr().out
     assert cli.main([*call, "--overwrite", "--val", "0.5"]) == 2
     assert "names splits" in capsys.readouterr().err
+    assert cli.main(["prepare", "csv", str(out), "-o", str(out), "--overwrite"]) == 2
+    assert "is what is read" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8(folder, capsys, monkeypatch):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    try:
+        (folder / "01.jpg").rename(folder / name)
+    except OSError:
+        pytest.skip("this file system has UTF-8 names alone")
+    (folder / "01.txt").rename(folder / Path(name).with_suffix(".txt"))
+    (folder / os.fsdecode(b"silent\xe9.jpg")).write_bytes((folder / "02.jpg").read_bytes())
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # refuses them, as terminals' do
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert cli.main(["prepare", "folder", str(folder), "--json", str(folder / "r.json")]) == 0
+    stdout.flush()
+    assert "silent\\udce9.jpg" in stdout.buffer.getvalue().decode()
+    (found,) = [item for item in read_captions(folder / "captions.jsonl") if "caf" in item.image]
+    assert os.path.samefile(found.image, folder / name)
+    assert json.loads((folder / "r.json").read_text("utf-8"))["uncaptioned"] == [
+        os.fsdecode(b"silent\xe9.jpg")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ class CaptionDataset(Dataset[CaptionItem]):
             cache.check_files(self.paths)
             if augment and cache.copies < 2:
                 raise DataError(f"{cache.folder}: no augmented copies; build the cache with them")
-            if mirror and cache.views < 2:
+            if mirror and not cache.mirrored:
                 raise DataError(f"{cache.folder}: no mirrored view here; build the cache with it")
         self.preprocess = preprocess
         self.cache = cache
@@ -264,16 +264,21 @@ def make_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_leave_signals_alone,
         # The loader draws a seed per epoch: not from the generator that dropout uses, or a resumed
         # training would differ from an uninterrupted one.
         generator=torch.Generator(),
     )
 
 
-def _ignore_interrupt(_worker: int) -> None:
-    """Leave Ctrl-C, which reaches all processes of a terminal, to the process that trains."""
+def _leave_signals_alone(_worker: int) -> None:
+    """Leave the Ctrl-C of a terminal and the SIGTERM of torchrun to the process that trains.
+
+    They go to a whole group of processes. SIGTERM itself must work: it ends workers at exit.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
 
 
 class _EncodedCaptions:

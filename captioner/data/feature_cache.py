@@ -105,7 +105,8 @@ class FeatureCache:
         *,
         dtype: CacheDtype = "fp16",
         precision: str = "auto",
-        augmentation: int | None = None,
+        copies: int = 1,
+        augmentation: int = 0,
     ) -> str:
         """The identity of a cache: sha256 over everything that its features depend on.
 
@@ -113,11 +114,12 @@ class FeatureCache:
             fingerprint: Stands for the encoder's architecture and weights (their hash).
             preprocess: `Preprocess.to_dict()`.
             paths: The photos, in order; their sizes and modification times count as well.
-            views: Copies of each photo, twice that with mirrored ones.
+            views: Versions of each photo: its copies, twice that with mirror images.
             dtype: How the features are kept.
             precision: How the encoder computed, as the recipe names it: `auto` leaves it to the
                 device and so takes what any device made.
-            augmentation: Version of what made the second copy and all later ones.
+            copies: Versions that are not mirrored; all but the first are augmented.
+            augmentation: Version of what made these.
 
         Raises:
             DataError: A photo does not exist.
@@ -132,8 +134,8 @@ class FeatureCache:
         parts: list[Any] = [_VERSION, fingerprint, dict(preprocess), views, files]
         if (dtype, precision) != ("fp16", "auto"):  # the default is left out: older caches stay
             parts.append([dtype, precision])
-        if augmentation is not None:
-            parts.append({"augmentation": augmentation})
+        if copies > 1:
+            parts.append({"augmentation": augmentation, "copies": copies})
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -168,6 +170,11 @@ class FeatureCache:
     def copies(self) -> int:
         """Versions that are not mirrored: the photo as it is, and augmented ones."""
         return self._meta.copies
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether there are mirror images of all copies."""
+        return self.views > self.copies
 
     def view(self, copy: int, mirrored: bool) -> int:
         """The number of a copy, or of its mirror image, among the views."""
@@ -281,6 +288,7 @@ def open_stages(folder: Path, meta: CacheMeta, *, create: bool = False) -> list[
         dtype, expected = _NUMPY[meta.dtype], (meta.views, meta.count, *shape)
         try:
             if create:
+                path.unlink(missing_ok=True)  # whoever reads an old one keeps it
                 np.lib.format.open_memmap(path, "w+", dtype, expected)
             stage = np.lib.format.open_memmap(path, "r")
         except (OSError, ValueError) as error:

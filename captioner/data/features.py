@@ -103,7 +103,8 @@ def build_features(
         *(fingerprint, preprocess.to_dict(), paths, views),
         dtype=dtype,
         precision=precision,
-        augmentation=Augmentation.version if copies > 1 else None,
+        copies=copies,
+        augmentation=Augmentation.version,
     )
     target = Path(folder) / key[:16]
     try:
@@ -142,7 +143,8 @@ def _tell_of_others(root: Path, meta: CacheMeta) -> None:
     if same:
         logger.info(
             "feature cache: building %s anew; %s was made from these photos by another encoder or"
-            " precision, or before their files changed (size or time of modification)",
+            " precision, with other copies, or before their files changed (size or time of"
+            " modification)",
             *(meta.key[:16], " and ".join(same)),
         )
 
@@ -163,10 +165,13 @@ def _batches(
     augment = Augmentation(preprocess)
 
     def read(number: int) -> np.ndarray:
-        size = preprocess.size if copies == 1 else augment.shrink_to
-        image = open_image(os.fspath(paths[number]), shrink_to=size)
-        generators = (np.random.default_rng([number, copy]) for copy in range(1, copies))
-        return np.stack([preprocess.to_uint8(image), *(augment(image, g) for g in generators)])
+        path = os.fspath(paths[number])
+        pictures = [preprocess.to_uint8(open_image(path, shrink_to=preprocess.size))]
+        if copies > 1:
+            image = open_image(path, shrink_to=augment.shrink_to)
+            for copy in range(1, copies):
+                pictures.append(augment(image, np.random.default_rng([number, copy])))
+        return np.stack(pictures)
 
     workers = workers or min(16, os.cpu_count() or 1)
     rows: list[np.ndarray] = []
@@ -377,4 +382,8 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             logger.info("feature cache: waiting for the process that builds %s", folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems
+            raise DataError(
+                f"{folder}: files cannot be locked here ({error.strerror}); choose another folder"
+            ) from error
         yield

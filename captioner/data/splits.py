@@ -114,10 +114,13 @@ def _jsonl(text: str, path: Path, default_split: str) -> list[Example]:
                 raise TypeError("expected an object with 'image' and 'captions'")
             if not isinstance(entry["image"], str) or not isinstance(entry["captions"], list):
                 raise TypeError("'image' must be a string and 'captions' a list of strings")
+            split = entry.get("split") or default_split  # tables write null where there is none
+            if not isinstance(split, str):
+                raise TypeError(f"'split' must be a string, not {split!r}")
             example = Example(
                 image=entry["image"],
                 captions=clean_captions(entry["captions"]),
-                split=entry.get("split", default_split),
+                split=split,
                 image_id=entry.get("image_id", entry["image"]),
             )
             first = lines.setdefault(example.image_id, number)

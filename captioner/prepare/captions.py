@@ -101,7 +101,11 @@ def write_captions(path: Path, examples: Sequence[Example]) -> Written:
         path: The file.
         examples: What to write; `image` is an existing file.
     """
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    # A file name that is not UTF-8 is kept as a JSON escape, which is read as the same name.
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         for example in examples:
             record = {
                 "image": relative_to(example.image, path.parent),

@@ -114,6 +114,7 @@ def _own(arguments: argparse.Namespace, bars: bool) -> int:
     if arguments.json:
         with replacing(arguments.json) as temporary:
             text = json.dumps(report.to_dict(), ensure_ascii=False, indent=1) + "\n"
-            temporary.write_text(text, encoding="utf-8")
-    print(f"{written.path}:", *report.lines(), sep="\n  ")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    text = "\n  ".join([f"{written.path}:", *report.lines()])
+    print(text.encode("utf-8", "backslashreplace").decode())  # names need not be UTF-8
     return 1 if report.failed else 0

@@ -184,8 +184,9 @@ def _transfer(
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         if validator.startswith("W/"):  # a weak one does not vouch for bytes
             validator = response.headers.get("Last-Modified") or ""
-        _tag(part).write_text(f"{url}\n{validator}", encoding="utf-8")
         with open(part, "ab" if have else "wb") as file:
+            # Not before: until now a tag may have stood for other bytes.
+            _tag(part).write_text(f"{url}\n{validator}", encoding="utf-8")
             while block := response.read(_BLOCK):
                 file.write(block)
                 have += len(block)
@@ -193,6 +194,7 @@ def _transfer(
                     progress(have, total)
                 if stop.is_set():
                     raise Stopped
+    total = size if total is None else total
     if total is not None and have < total:  # http.client does not tell
         raise _BrokenError(f"the connection broke after {have:,} of {total:,} bytes")
 

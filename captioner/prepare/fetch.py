@@ -57,8 +57,10 @@ def fetch(
             _obtain(item, root, urls[item.name], bars, stop, pause)
         except Stopped:
             return "stopped"
-        except (DataError, OSError) as error:
+        except DataError as error:
             return " ".join(str(error).split())
+        except OSError as error:
+            return f"{item.name}: cannot write into {root} ({error.strerror}); run it again"
         return None
 
     with ThreadPoolExecutor(max_workers=4, thread_name_prefix="fetch") as pool:

@@ -17,7 +17,12 @@ from captioner.text import tokenize
 
 logger = logging.getLogger(__name__)
 
-_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What splits are called, in any case -> their usual names."""
 
 
 @dataclass

@@ -164,6 +164,11 @@ def _table(path: Path, text: str) -> Iterator[Row]:
             if len(cells) > len(header) and captions[-1] == len(header) - 1:
                 # A caption with commas that nobody quoted.
                 cells = [*cells[: len(header) - 1], delimiter.join(cells[len(header) - 1 :])]
+            elif any(cell.strip() for cell in cells[len(header) :]):
+                raise DataError(
+                    f"{place}: {len(cells)} cells where the header has {len(header)}: put captions"
+                    f" with {delimiter!r} in them in quotes"
+                )
             record = dict(zip(header, cells, strict=False))
             found = [cells[column] for column in captions if column < len(cells)]
             if not found and (match := _NUMBERED.fullmatch(cells[-1])):

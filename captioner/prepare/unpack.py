@@ -117,5 +117,7 @@ def _extract(source: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None
         with source.open(info) as member, open(temporary, "wb") as file:
             shutil.copyfileobj(member, file, 1 << 20)
         os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)

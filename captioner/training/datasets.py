@@ -95,8 +95,15 @@ def build_datasets(
     preprocess: Preprocess,
     device: torch.device,
 ) -> TrainingData:
-    """Make the datasets; a frozen encoder's features are computed once and kept on disk."""
+    """Make the datasets; a frozen encoder's features are computed once and kept on disk.
+
+    Raises:
+        ConfigError: Augmented copies are asked for, and no augmentation.
+        DataError: A photo cannot be read, or the features do not fit on the disk.
+    """
     data = config.data
+    if data.copies > 1 and not data.augment:
+        raise ConfigError(f"data.copies={data.copies} are augmented copies: add data.augment=true")
     copies = data.copies if data.augment else 1
     cached = (
         data.cache is not None
