@@ -195,6 +195,7 @@ def test_configurations_are_frozen_and_take_keywords_only():
         "validation.beam=0",
         "validation.every=0",
         "seed=-1",
+        "seed=99999999999999999999",
     ],
 )
 def test_a_value_out_of_range_names_its_limits(tmp_path, override):

@@ -5,21 +5,33 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from pictures import write_pictures
 from test_training import recipe
+from tiny import shake
 
 from captioner.checkpoint import load_weights
 from captioner.config import to_dict
+from captioner.errors import CheckpointError
+from captioner.training.distributed import fresh_corner, restarted
 from captioner.training.loop import Trainer
+from captioner.training.validation import validate
 
 PLAIN = {"model": {"decoder": {"dropout": 0.0}}, "save_every": 2}
 CROSS_ENTROPY = {"loss": {"coverage": 0.5, "entropy": 1.0, "entropy_target": 0.3}}
 SELF_CRITICAL = {"loss": {"objective": "self_critical", "draws": 3}}
 GREEDY = {"loss": {"objective": "self_critical", "draws": 2, "baseline": "greedy"}}
+IN_PARTS = {  # batches of 7 photos: a process has 4, the other 3, and there are 3 parts in both
+    **CROSS_ENTROPY,
+    "data": {"batch_size": 8, "limit": 7, "captions_per_image": 3, "mirror": True},
+    "optim": {"epochs": 20, "ema": 0.9, "accumulate": 4},
+    "validation": {"every": 20},
+}
 
 
 def start(config, folder, *options):
@@ -75,7 +87,9 @@ def make_recipe(folder, **sections):
 
 
 @pytest.mark.parametrize(
-    "sections", [CROSS_ENTROPY, SELF_CRITICAL, GREEDY], ids=["cross-entropy", "others", "greedy"]
+    "sections",
+    [CROSS_ENTROPY, SELF_CRITICAL, GREEDY, IN_PARTS],
+    ids=["cross-entropy", "others", "greedy", "in-parts"],
 )
 def test_two_processes_equal_one(tmp_path, sections):
     """20 steps, the last of them logged; the batches, the losses and the weights are the same."""
@@ -118,6 +132,67 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(tmp_path):
     close(*files)
     steps = [line["step"] for line in log_of(tmp_path / "killed")]
     assert steps == [line["step"] for line in log_of(tmp_path / "whole")]
+
+
+def test_the_processes_of_a_restart_meet_each_other_and_not_the_dead():
+    """The second process comes first, and finds but the corner of the attempt before."""
+    store = dist.HashStore()
+    corners = []
+    for _ in range(2):
+        with ThreadPoolExecutor(2) as pool:
+            others = [pool.submit(fresh_corner, store, number, 3) for number in (1, 2)]
+            done, _ = wait(others, timeout=0.3)
+            assert not done
+            corners.append([fresh_corner(store, 0, 3), *(other.result() for other in others)])
+    for attempt, (first, *others) in enumerate(corners):
+        first.set("address", str(attempt))
+        assert [other.get("address") for other in others] == [str(attempt).encode()] * 2
+    assert corners[0][0].get("address") == b"0"
+
+
+def test_a_machine_that_counts_no_failure_hears_of_it(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not restarted()
+    monkeypatch.setattr("captioner.training.distributed.gather", lambda value: [value, True])
+    assert restarted()
+
+
+def test_validation_puts_captions_to_their_photos(tmp_path, monkeypatch):
+    """Three processes share seven photos whose captions differ; the scores are those of one."""
+    write_pictures(tmp_path, 7)
+    config = recipe(tmp_path, validation={"beam": 1})
+    trainer = Trainer(config)
+    shake(trainer.model.decoder, 0.5)
+    for lateral in trainer.model.encoder.laterals:
+        shake(lateral, 5.0)
+    trainer.model.eval()
+    parts = (trainer.model, trainer.vocabulary, trainer.data, config, trainer.device)
+    alone, sums = validate(*parts)
+    told = []
+
+    def tell(value):
+        told.append(value)
+        raise InterruptedError("the others have to come first")
+
+    monkeypatch.setattr("captioner.training.validation.world_size", lambda: 3)
+    monkeypatch.setattr("captioner.training.validation.gather", tell)
+    for number in (0, 1, 2):
+        monkeypatch.setattr("captioner.training.validation.rank", lambda number=number: number)
+        with pytest.raises(InterruptedError):
+            validate(*parts)
+    captions = {tuple(words) for part, *_ in told for words in part}
+    assert len(captions) > 3
+    monkeypatch.setattr("captioner.training.validation.gather", lambda _: told)
+    together, more = validate(*parts)
+    assert together == pytest.approx(alone, abs=1e-4)
+    torch.testing.assert_close(more.values, sums.values)
+
+
+def test_machines_that_do_not_share_the_run_folder_are_told(tmp_path, monkeypatch):
+    config = make_recipe(tmp_path)
+    monkeypatch.setattr("captioner.training.loop.gather", lambda value: [value, value + 2])
+    with pytest.raises(CheckpointError, match="a folder that all machines share"):
+        Trainer(config)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):

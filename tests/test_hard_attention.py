@@ -15,6 +15,7 @@ from captioner.training.loop import Trainer
 from captioner.training.losses import Share, caption_losses
 
 HARD = {"mode": "hard"}
+EMPTY = torch.zeros(1, 2, 1, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)
 
 
 def make_attention(**options):
@@ -95,6 +96,25 @@ def test_the_loss_equals_equation_12():
     expected = plain.total.item() + reinforce / 10 - 0.01 * entropy
     assert second.total.item() == pytest.approx(expected, rel=1e-4)
     assert first.total.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_baseline_moves_by_a_tenth_and_not_at_all_without_captions():
+    decoder = make_decoder(attention=HARD).train()
+    baselines, means = [], []
+    objective = HardAttention(Stub(None), None, LossConfig(), 10)
+    for seed, sizes in ((0, [[5, 2]]), (1, [[3, 3]]), (2, [[0, 0]])):
+        captions, lengths = make_captions(sizes, seed=seed) if seed < 2 else EMPTY
+        result = decoder(decoder.remember(make_grid(1, seed)), captions, lengths)
+        objective.model.result = result
+        batch = CaptionBatch(None, [torch.zeros(1)], captions, lengths, torch.arange(1))
+        losses = objective(batch, Share(torch.tensor(7.0), torch.tensor(2.0)), 0)
+        assert losses.total.isfinite()
+        baselines.append(objective.baseline.item())
+        means.append(losses.parts["word_log_prob"].item())  # of two captions
+    assert means[0] != pytest.approx(means[1], abs=1e-2)
+    assert baselines[0] == pytest.approx(means[0])
+    assert baselines[1] == pytest.approx(0.9 * means[0] + 0.1 * means[1])
+    assert baselines[2] == baselines[1]
 
 
 def test_the_choice_learns():

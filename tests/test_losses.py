@@ -176,6 +176,16 @@ def test_weights_of_zero_send_no_gradient(config, flows):
         assert (maps.grad[~mask] == 0).all()
 
 
+def test_the_entropy_of_all_processes_is_what_meets_the_target(monkeypatch):
+    """Broad maps here cost nothing if those of the other processes make up for them."""
+    _, result = forward()
+    config = LossConfig(entropy=2.0, entropy_target=0.3)
+    assert caption_losses(result, config).total > caption_losses(result, LossConfig()).total
+    sharp = torch.tensor([0.0, 9.0])  # nine times as many words elsewhere, each at one cell
+    monkeypatch.setattr("captioner.training.losses.sum_over_ranks", lambda sums: sums + sharp)
+    assert caption_losses(result, config).total == caption_losses(result, LossConfig()).total
+
+
 def test_maps_that_are_sharp_enough_are_left_alone():
     """Below the target, entropy costs nothing; above, only the excess does."""
     _, result = forward()

@@ -133,6 +133,31 @@ def test_the_loss_is_reinforce(frequency):
     assert losses.parts["reward"].item() == pytest.approx(rewards.mean(), rel=1e-5)
 
 
+def test_sentences_are_drawn_without_dropout(frequency):
+    """Dropout is for what learns from them; what is drawn is what the model would say."""
+    rewards = []
+    for dropout in (0.0, 0.9):
+        decoder = make_decoder(9, dropout=dropout).train()
+        config = LossConfig(objective="self_critical", draws=4)
+        objective = SelfCritical(Stub(decoder), None, config, 10, frequency, max_length=6)
+        losses = objective(make_batch(), Share(torch.tensor(0.0), torch.tensor(12.0)), step=3)
+        rewards.append(losses.parts["reward"].item())
+    assert rewards[0] == rewards[1] > 0
+
+
+def test_words_are_counted_over_all_processes(frequency, monkeypatch):
+    """The maps' entropy is a mean over words; how many were drawn elsewhere, each has to hear."""
+    config = LossConfig(objective="self_critical", draws=4)
+    objective = SelfCritical(Stub(make_decoder(9)), None, config, 10, frequency, max_length=6)
+    share = Share(torch.tensor(0.0), torch.tensor(12.0))
+    alone = objective(make_batch(), share, step=3).parts["attention_entropy"]
+    more = torch.tensor([2.0, 1.0])  # as many sentences, twice as long
+    monkeypatch.setattr("captioner.training.self_critical.sum_over_ranks", lambda sums: more * sums)
+    torch.testing.assert_close(
+        objective(make_batch(), share, step=3).parts["attention_entropy"], alone / 2
+    )
+
+
 def test_a_step_makes_better_sentences_likelier(frequency):
     decoder = make_decoder(9)
     config = LossConfig(objective="self_critical", draws=8)
@@ -194,6 +219,13 @@ def test_a_run_resumes_to_the_bit(tmp_path):
         assert torch.equal(tensor, results[1][name]), name
     lines = (tmp_path / "parts" / "run" / "log.jsonl").read_text().splitlines()
     assert "cider" in json.loads(lines[-1])["validation"]
+
+
+def test_one_photo_has_no_document_frequencies(tmp_path):
+    write_pictures(tmp_path, 1)
+    config = recipe(tmp_path, data={"batch_size": 1}, loss={"objective": "self_critical"})
+    with pytest.raises(ConfigError, match="two captioned photos"):
+        Trainer(config)
 
 
 def test_hard_attention_and_self_critical_do_not_mix(tmp_path):

@@ -191,12 +191,13 @@ class Decoder(nn.Module):
             own_words: Probability that a word read is drawn from the model's own prediction
                 instead of being the true one: scheduled sampling (Bengio et al. 2015).
         """
-        (batch, rows), total = lengths.shape, int(lengths.max())
+        (batch, rows), total = lengths.shape, max(1, int(lengths.max()))
         inputs, targets = captions[..., :total], captions[..., 1 : total + 1]
         embedded = self.dropout(self.embed(inputs))  # (B, C, T, E)
         gates = self.word_gates(embedded)  # (B, C, T, 4·H_d)
         mask = torch.arange(total, device=lengths.device) < lengths[..., None]  # (B, C, T)
-        live = _live(mask)  # (T, 2)
+        # At least one row: photos without captions have a pass as well, with gradients of zero.
+        live = _live(mask).clamp(min=1)  # (T, 2)
         state = self.start(memory, rows)
         hiddens, contexts, read, looks = [], [], [], []
         said: tuple[Tensor, Tensor, Tensor] | None = None

@@ -4,7 +4,7 @@ The paper's penalty wants every sum to be 1; a sentence of T words over L cells 
 on average. The histogram shows what a model does: a peak at T/L is a flat map, weight at both ends
 one that looks somewhere.
 
-Shapes: B photos, C captions per photo, T words, L locations.
+Shapes: T words, L locations.
 """
 
 from __future__ import annotations
@@ -30,17 +30,9 @@ class AttentionSums:
     def __init__(self) -> None:
         self.values = torch.zeros(len(EDGES) + 1, dtype=torch.float64)
 
-    def add(self, attention: Tensor, mask: Tensor | None = None) -> None:
-        """Count the places of some captions.
-
-        Args:
-            attention: (..., T, L) maps of each caption's words.
-            mask: (..., T), true at real words; captions without one are left out.
-        """
-        maps = attention.detach().double()
-        if mask is not None:
-            maps = (maps * mask[..., None])[mask.any(-1)]
-        sums = maps.sum(-2).flatten()  # one per caption and place
+    def add(self, attention: Tensor) -> None:
+        """Count the places of some captions: (..., T, L) maps of each caption's words."""
+        sums = attention.detach().double().sum(-2).flatten()  # one per caption and place
         inner = torch.tensor(EDGES[1:-1], dtype=torch.float64, device=sums.device)
         bins = torch.bucketize(sums, inner, right=True)
         counts = torch.bincount(bins, minlength=len(EDGES) - 1).double()

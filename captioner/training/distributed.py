@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,13 +52,10 @@ def process_group(device_name: str) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # After a restart torchrun's store still holds the addresses of processes that are gone: each
-    # attempt has a corner of its own.
     store, number, size = next(dist.rendezvous("env://"))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore(f"attempt_{attempt}", store),
+        store=fresh_corner(store, number, size),
         rank=number,
         world_size=size,
     )
@@ -66,9 +65,38 @@ def process_group(device_name: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def fresh_corner(store: dist.Store, number: int, size: int) -> dist.Store:
+    """A part of torchrun's store that the processes of this attempt alone use.
+
+    After a restart the store still holds the addresses of processes that are gone, and torchrun
+    tells no number of the attempt on which several machines agree. So the first process names a
+    new corner and answers each caller there; from the corners of the dead no answer comes.
+
+    Args:
+        store: That all processes of all attempts see.
+        number: Of this process.
+        size: How many there are.
+    """
+    me = secrets.token_hex(8)
+    if number == 0:
+        store.set("corner", me)
+        corner = dist.PrefixStore(me, store)
+        for other in range(1, size):
+            caller = corner.get(f"caller {other}").decode()  # waits
+            corner.set(f"answer to {caller}", "")
+        return corner
+    while True:
+        corner = dist.PrefixStore(store.get("corner").decode(), store)
+        corner.set(f"caller {number}", me)
+        if corner.check([f"answer to {me}"]):
+            return corner
+        time.sleep(0.1)
+
+
 def restarted() -> bool:
-    """Whether torchrun started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether torchrun started these processes again after a failure."""
+    # It counts failures machine by machine: any of them may be the one that knows.
+    return any(gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

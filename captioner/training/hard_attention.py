@@ -56,7 +56,7 @@ class HardAttention(Objective):
         words = result.mask.sum(-1)  # (B, C)
         reward = per_word.sum(-1) / words.clamp(min=1)
         total, count = sum_over_ranks(torch.stack((reward.sum(), (words > 0).sum())))
-        mean = total / count
+        mean = torch.where(count > 0, total / count, self.baseline)  # no caption, no news
         baseline = torch.where(self.baseline.isnan(), mean, self.baseline)
         self.baseline.copy_(_KEEP * baseline + (1 - _KEEP) * mean)
 

@@ -21,20 +21,23 @@ class RunLog:
 
     Args:
         folder: Of the run; ``log.jsonl`` and ``tensorboard/`` lie in it.
-        keep_until: When resuming, records of later steps are dropped, for they are run again.
+        keep: When resuming, the steps and the epochs that are done: the records of later ones are
+            dropped, for they are run again.
         tensorboard: Write for TensorBoard too.
 
     Raises:
         ConfigError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, keep_until: int | None = None, *, tensorboard: bool = False):
+    def __init__(
+        self, folder: Path, keep: tuple[int, int] | None = None, *, tensorboard: bool = False
+    ):
         self._board: TensorBoardLog | None = None
         if tensorboard:  # first: if it is not installed, nothing has been touched
             from captioner.training.tensorboard import TensorBoardLog
 
-            self._board = TensorBoardLog(folder / "tensorboard", keep_until)
-        self._lines = JsonLinesLog(folder / LOG_FILE, keep_until)
+            self._board = TensorBoardLog(folder / "tensorboard", None if keep is None else keep[0])
+        self._lines = JsonLinesLog(folder / LOG_FILE, keep)
 
     def write(self, **values: Any) -> None:
         """Append one record, which has a ``step``; ``seconds`` since the start is added."""
@@ -53,15 +56,16 @@ class JsonLinesLog:
 
     Args:
         path: The file.
-        keep_until: When resuming, lines of later steps are dropped, for they are run again.
+        keep: When resuming, the steps and the epochs that are done: the lines of later ones are
+            dropped, for they are run again. (A validation counts as of the next epoch.)
     """
 
-    def __init__(self, path: Path, keep_until: int | None = None):
+    def __init__(self, path: Path, keep: tuple[int, int] | None = None):
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
-        if keep_until is not None and path.exists():
+        if keep is not None and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step(line) <= keep_until]
+            kept = [line for line in lines if _is_done(line, *keep)]
         with replacing(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._path = path
@@ -108,8 +112,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _step(line: str) -> float:
+def _is_done(line: str, step: int, epoch: int) -> bool:
     try:
-        return float(json.loads(line).get("step", 0))
+        record = json.loads(line)
     except ValueError:  # a line that a crash cut short
-        return float("inf")
+        return False
+    done: bool = record["step"] <= step and record.get("epoch", 0) <= epoch
+    return done

@@ -27,7 +27,7 @@ from captioner.config import Config, to_dict
 from captioner.data.batches import CaptionBatch, make_loader
 from captioner.data.sampler import LengthAwareSampler
 from captioner.device import autocast, resolve_device
-from captioner.errors import CaptionerError, CheckpointError
+from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.files import replacing
 from captioner.models.captioner import CaptionModel
 from captioner.text import Vocabulary, tokenize
@@ -99,6 +99,11 @@ class Trainer:
                 (tokenize(caption) for example in train for caption in example.captions),
                 min_count=config.data.min_count,
             )
+            if len(self.vocabulary) == len(Vocabulary.SPECIALS):
+                raise ConfigError(
+                    f"no word occurs data.min_count={config.data.min_count} times in the training "
+                    "captions: lower it, or check data.train"
+                )
             self.model = CaptionModel(config.model, len(self.vocabulary))
         if state is None:
             start_embeddings(self.model, self.vocabulary, config)
@@ -139,10 +144,17 @@ class Trainer:
             torch.manual_seed(config.seed + rank())
         if state is not None:
             self._restore(state)
+        if len(set(gather(self.step))) > 1:
+            raise CheckpointError(
+                f"the processes do not see the same state in {self.out}: "
+                "out= must be a folder that all machines share"
+            )
         self.log: RunLog | None = None
         if rank() == 0:
             self.log = RunLog(
-                self.out, self.step if resume else None, tensorboard=config.log.tensorboard
+                self.out,
+                (self.step, self.sampler.epoch) if resume else None,
+                tensorboard=config.log.tensorboard,
             )
         self._told_to_stop = False  # this process
         self._stop = False  # all, by agreement
@@ -159,6 +171,7 @@ class Trainer:
         if rank() == 0:
             self._write_config()
         with (
+            contextlib.closing(self.log) if self.log is not None else contextlib.nullcontext(),
             on_signals(self._on_signal),
             tqdm(
                 total=self.total_steps,
@@ -210,12 +223,14 @@ class Trainer:
             The parts of the loss, as means over the global batch, and the gradients' norm.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        counts = (*self.objective.count(batch), int(self._told_to_stop))
-        tokens, captions, stop = sum_over_ranks(torch.tensor(counts, device=self.device))
+        counts = (*self.objective.count(batch), len(batch.indices), int(self._told_to_stop))
+        tokens, captions, photos, stop = sum_over_ranks(torch.tensor(counts, device=self.device))
         self._stop = bool(stop)  # all stop after the same step, whoever was told to
-        share = Share(tokens / world_size(), captions / world_size())
+        # A batch without a single caption teaches nothing, but divides nothing by zero.
+        share = Share(tokens.clamp(min=1) / world_size(), captions.clamp(min=1) / world_size())
         total: dict[str, Tensor] = {}
-        pieces = batch.split(self.config.optim.accumulate)
+        # As many parts in every process, though one may have a photo less: parts are run together.
+        pieces = batch.split(min(self.config.optim.accumulate, int(photos) // world_size()))
         for number, piece in enumerate(pieces):
             synchronise = number + 1 == len(pieces)
             with contextlib.ExitStack() as stack:
@@ -228,18 +243,20 @@ class Trainer:
                 total[name] = total.get(name, 0) + value
         values = sum_over_ranks(torch.stack(list(total.values())).float()) / world_size()
         parts = dict(zip(total, values.tolist(), strict=True))
-        if not math.isfinite(parts["loss"]):
-            raise CaptionerError(
-                f"the loss is {parts['loss']} at step {self.step}: training stopped; "
-                "lower optim.learning_rate or optim.clip, or set optim.precision=fp32"
-            )
         norm = torch.nn.utils.clip_grad_norm_(
-            [p for p in self.model.parameters() if p.requires_grad], self.config.optim.clip
-        )
+            [p for p in self.model.parameters() if p.requires_grad],
+            self.config.optim.clip or math.inf,
+        ).item()
+        for name, value in (("loss", parts["loss"]), ("gradient's norm", norm)):
+            if not math.isfinite(value):
+                raise CaptionerError(
+                    f"the {name} is {value} at step {self.step}: training stopped; "
+                    "lower optim.learning_rate or optim.clip, or set optim.precision=fp32"
+                )
         self.optimizer.step()
         self.schedule.step()
         self.average.update()
-        return parts, float(norm)
+        return parts, norm
 
     def _validate(self, epoch: int) -> None:
         """Caption the validation photos freely, score them, keep the best model."""
@@ -281,6 +298,7 @@ class Trainer:
         if rank():
             return
         state = {
+            "vocabulary": self.vocabulary.to_list(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -303,6 +321,8 @@ class Trainer:
                 f"{self.total_steps}: resume with the photos and captions it was started with"
             )
         try:
+            if state["vocabulary"] != self.vocabulary.to_list():
+                raise ValueError("another vocabulary")
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])

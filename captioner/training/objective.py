@@ -43,7 +43,10 @@ def build_objective(
     from captioner.evaluation.cider import DocumentFrequency
     from captioner.training.self_critical import SelfCritical
 
-    frequency = DocumentFrequency([ids for ids in data.references() if ids])
+    references = [ids for ids in data.references() if ids]
+    if len(references) < 2:
+        raise ConfigError("loss.objective=self_critical needs two captioned photos or more")
+    frequency = DocumentFrequency(references)
     longest = config.validation.max_length
     return SelfCritical(model, preprocess, config.loss, total_steps, frequency, longest)
 

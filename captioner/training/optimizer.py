@@ -14,11 +14,14 @@ from captioner.models.captioner import CaptionModel
 
 
 def build_optimizer(model: CaptionModel, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with the encoder's own rate; biases, norms and embeddings do not decay."""
+    """AdamW with the encoder's own rate; biases, norms and embeddings do not decay.
+
+    The groups of the trunk come last: the first one's rate is ``config.learning_rate``.
+    """
     trunk = {id(p) for p in model.encoder.backbone.parameters()}
     embedding = id(model.decoder.embed.weight)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for parameter in sorted(model.parameters(), key=lambda p: id(p) in trunk):
         if not parameter.requires_grad:
             continue
         rate = config.encoder_learning_rate if id(parameter) in trunk else config.learning_rate

@@ -37,6 +37,8 @@ def training_record(
                 source[key] = Path(source[key]).name
     if config.init:
         recipe["init"] = Path(config.init).name
+    if config.data.embeddings:
+        recipe["data"]["embeddings"] = Path(config.data.embeddings).name
     return {
         "recipe": recipe,
         "training_photos": len(data.train),

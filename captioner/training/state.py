@@ -62,6 +62,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     for path in (folder / STATE_FILE, folder / PREVIOUS_FILE):
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state["total_steps"]  # or it is something else that torch wrote
         except FileNotFoundError:
             continue
         except Exception as error:  # torch raises many kinds, and recommends to load unsafely
