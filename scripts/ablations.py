@@ -68,6 +68,8 @@ def _kind(kind: str) -> Ablation:
     return Ablation(kind, "Kind of attention", kind, (f"model.attention.kind={kind}",))
 
 
+# All start from the recipe of the first shipped model: the gate per channel came out of this.
+_BASE = ("model.decoder.gate=scalar",)
 _COARSE = "model.encoder.strides=[32]"
 _TUNED = ("optim.learning_rate=4e-4", "optim.encoder_learning_rate=1e-4")
 _SCST = (
@@ -194,6 +196,7 @@ class Protocol:
             f"data.cache={self.runs / 'cache'}",
             "log.samples=0",
             *self.settings,
+            *_BASE,
             *ablation.overrides,
             *(start if ablation.after else []),
         ]
