@@ -79,7 +79,7 @@ _SCST = (
     "model.decoder.dropout=0.2",
 )
 ABLATIONS = (
-    Ablation("base", "Base", "base: the recipe as it is"),
+    Ablation("base", "Base", "base: the recipe with a scalar gate"),
     *map(_kind, ("dot", "general", "scaled_dot", "multi_head")),
     Ablation("grid_7", "Grid", "7×7: the coarse stage alone", (_COARSE,)),
     Ablation(
@@ -101,7 +101,12 @@ ABLATIONS = (
         ("model.encoder.head=true",),
     ),
     Ablation("gate_off", "Decoder", "no gate on the context", ("model.decoder.gate=off",)),
-    Ablation("gate_channel", "Decoder", "a gate per channel", ("model.decoder.gate=channel",)),
+    Ablation(
+        "gate_channel",
+        "Decoder",
+        "a gate per channel: the recipe as it is",
+        ("model.decoder.gate=channel",),
+    ),
     Ablation("shallow_output", "Decoder", "no deep output", ("model.decoder.deep_output=false",)),
     Ablation(
         "query_hidden",

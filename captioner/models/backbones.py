@@ -148,7 +148,8 @@ class TimmBackbone(Backbone):
             if not parts or strides[-1] != known[-1]:
                 raise ConfigError(
                     f"encoder.head: timm/{name} has no convolution between its last stage and its"
-                    f" classifier, or encoder.strides does not end with {known[-1]}"
+                    f" classifier, or encoder.strides does not end with {known[-1]};"
+                    " set encoder.head=false"
                 )
             self.head = nn.Sequential(whole.conv_head, whole.bn2)
             if not pretrained:  # so far only described
@@ -234,7 +235,7 @@ def build_backbone(
     library, _, model = name.partition("/")
     if library == "torchvision" and model:
         if head:
-            raise ConfigError("encoder.head is for timm/...: torchvision's trunks have theirs")
+            raise ConfigError("encoder.head=true is for timm/...: leave it out here")
         return TorchvisionBackbone(model, strides, pretrained, image_size)
     if library == "timm" and model:
         return TimmBackbone(model, strides, pretrained, head)
