@@ -24,16 +24,12 @@ from captioner.arguments import (
     add_demo_arguments,
     add_evaluate_arguments,
     add_merge_arguments,
-    given_search_options,
-    load_captioner,
-    search_options,
 )
 from captioner.errors import CaptionerError, ConfigError
 from captioner.prepare.arguments import add_prepare_arguments
 
 if TYPE_CHECKING:
-    from captioner.api import Caption
-    from captioner.data.examples import Example
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,17 +105,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)  # its errors come at once
 
-    from captioner.training.distributed import process_group, rank, restarted
-    from captioner.training.loop import Trainer
-    from captioner.training.state import has_state
+    from captioner.training.command import train
 
-    with process_group(config.device):
-        resume = arguments.resume or (restarted() and has_state(config.out))
-        trainer = Trainer(config, resume=resume)
-        metrics = trainer.run()
-        if rank() == 0:
-            print(json.dumps({"out": config.out, "step": trainer.step, **metrics}))
-    return 0 if trainer.step >= trainer.total_steps else 130
+    return train(config, resume=arguments.resume)
 
 
 def _plot(arguments: argparse.Namespace) -> int:
@@ -133,97 +121,16 @@ def _plot(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     """Score a model, or captions that exist already."""
-    if arguments.results is not None:
-        return _evaluate_results(arguments)
-    search = search_options(arguments)
+    from captioner.evaluation.command import evaluate_captions, evaluate_model
 
-    from captioner.data.splits import read_captions
-
-    examples = read_captions(arguments.captions, arguments.images, arguments.split)
-    captioner = load_captioner(arguments)
-
-    from captioner.evaluation.evaluate import evaluate
-    from captioner.evaluation.report import ReportPhoto, write_report
-
-    photos: list[ReportPhoto] = []
-
-    def watch(example: Example, caption: Caption) -> None:
-        if arguments.report:
-            photos.append(ReportPhoto.of(example, caption))
-
-    result = evaluate(
-        captioner,
-        examples,
-        instances=[_path(name) for name in arguments.instances],
-        deletions=arguments.faithfulness,
-        training=_training_captions(arguments.training),
-        official=arguments.official,
-        watch=watch,
-        batch_size=arguments.batch_size,
-        progress=not arguments.quiet and sys.stderr.isatty(),
-        **search,
-    )
-    if arguments.json:
-        _write_json(arguments.json, result.to_dict())
-    if arguments.results_out:
-        _write_json(arguments.results_out, result.results)
-    if arguments.report:
-        title = os.path.basename(arguments.model) if arguments.model else "the shipped model"
-        write_report(arguments.report, result.quality, photos, title=title, evaluation=result)
-    print(result.table())  # last: the reader of a pipe may be gone
-    return 1 if result.failures else 0
-
-
-def _evaluate_results(arguments: argparse.Namespace) -> int:
-    """Score a file of captions."""
-    others = [name for name in ("model", "faithfulness", "results_out") if getattr(arguments, name)]
-    options = ["--" + name.replace("_", "-") for name in others]
-    for option in (*options, *given_search_options(arguments)):
-        raise ConfigError(f"{option} is for scoring a model; --results scores captions")
-
-    from captioner.data.splits import read_captions
-    from captioner.evaluation.chair import read_objects
-    from captioner.evaluation.results import score_results
-
-    examples = read_captions(arguments.captions, split=arguments.split, missing="ignore")
-    result = score_results(
-        arguments.results,
-        examples,
-        objects=read_objects(arguments.instances) if arguments.instances else None,
-        training=_training_captions(arguments.training),
-        official=arguments.official,
-    )
-    if arguments.json:
-        _write_json(arguments.json, result.to_dict())
-    if arguments.report:
-        from captioner.evaluation.report import ReportPhoto, write_report
-
-        found: list[Example] = []
-        with contextlib.suppress(CaptionerError):  # no photo at all: a page of text
-            found = read_captions(
-                arguments.captions, arguments.images, arguments.split, missing="skip"
-            )
-        photos = [ReportPhoto(example.image_id, example.image) for example in found]
-        title = os.path.basename(arguments.results)
-        notes = result.matching.lines()
-        write_report(arguments.report, result.quality, photos, title=title, notes=notes)
-    print(result.table())
-    return 0 if result.matching.complete else 1
+    return evaluate_model(arguments) if arguments.results is None else evaluate_captions(arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     """Compare two sets of captions."""
-    from captioner.data.splits import read_captions
-    from captioner.evaluation.compare import compare_files
+    from captioner.evaluation.command import compare
 
-    examples = None
-    if arguments.captions:
-        examples = read_captions(arguments.captions, split=arguments.split, missing="ignore")
-    result = compare_files(arguments.a, arguments.b, examples, seed=arguments.seed)
-    print(result.table())
-    if arguments.json:
-        _write_json(arguments.json, result.to_dict())
-    return 0
+    return compare(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -266,31 +173,6 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 # ---------------------------------------------------------------------------------------- helpers
-
-
-def _training_captions(path: str | None) -> frozenset[tuple[str, ...]] | None:
-    """The captions of a training set, to find copies of them."""
-    if path is None:
-        return None
-    from captioner.data.splits import read_captions
-    from captioner.evaluation.diversity import training_captions
-
-    examples = read_captions(path, missing="ignore")
-    return training_captions(caption for example in examples for caption in example.captions)
-
-
-def _write_json(path: str, value: Any) -> None:
-    from captioner.files import replacing
-
-    with replacing(path) as temporary:
-        text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _path(name: str) -> Any:
-    from pathlib import Path
-
-    return Path(name)
 
 
 def _complain(message: str) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +133,32 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(tmp_path):
     close(*files)
     steps = [line["step"] for line in log_of(tmp_path / "killed")]
     assert steps == [line["step"] for line in log_of(tmp_path / "whole")]
+
+
+THREADS = """
+import sys
+from pathlib import Path
+from captioner.config import load_config
+from captioner.training.command import train
+
+train(load_config(sys.argv[1]), resume=False)
+names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to list threads")
+def test_the_threads_of_the_group_end_with_it(tmp_path):
+    """One that is still busy with a tensor when Python exits aborts the process."""
+    config = make_recipe(tmp_path, optim={"epochs": 1}, validation={"every": 1})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    (tmp_path / "script.py").write_text(THREADS)
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [sys.executable, "-m", *command, tmp_path / "script.py", tmp_path / "recipe.yaml"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+    )
 
 
 def test_the_processes_of_a_restart_meet_each_other_and_not_the_dead():

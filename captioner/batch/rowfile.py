@@ -8,7 +8,6 @@ that fails half-way is taken back, so the file holds whole records.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Iterator
@@ -17,11 +16,7 @@ from typing import Literal
 
 from captioner.batch.formats import Format, Kept
 from captioner.errors import CaptionerError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
+from captioner.locks import lock
 
 Mode = Literal["new", "resume", "overwrite"]
 """What to do with a file that is there: refuse, go on from it, or start again."""
@@ -146,13 +141,9 @@ class RowFile:
 
     def _lock(self) -> None:
         """Take the file for this process alone."""
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise CaptionerError(f"another captioner is writing to {self.path}") from None
-                # Other errors: a file system without locks.
+        with contextlib.suppress(OSError):  # a file system without locks
+            if not lock(self._file):
+                raise CaptionerError(f"another captioner is writing to {self.path}")
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
                 return

@@ -39,6 +39,7 @@ from captioner.data.feature_cache import (
 )
 from captioner.errors import DataError, ImageError
 from captioner.images import Preprocess, open_image
+from captioner.locks import lock
 from captioner.parallel import map_ahead
 
 __all__ = ["Extract", "FeatureCache", "build_features"]
@@ -371,17 +372,11 @@ def _gigabytes(size: float) -> str:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system frees it when a process dies, however it dies."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, so do not build one cache from two processes there
-        yield
-        return
-    with open(folder / _LOCK, "w") as lock:
+    with open(folder / _LOCK, "w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("feature cache: waiting for the process that builds %s", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not lock(file):
+                logger.info("feature cache: waiting for the process that builds %s", folder)
+                lock(file, wait=True)
         except OSError as error:  # some network file systems
             raise DataError(
                 f"{folder}: files cannot be locked here ({error.strerror}); choose another folder"

@@ -8,6 +8,8 @@ every loss here is scaled such that the mean over the ranks is the loss of the g
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import os
 import secrets
 import time
@@ -43,6 +45,9 @@ def local_device(name: str) -> str:
 def process_group(device_name: str) -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun, nothing happens.
 
+    What trains must be let go inside, at the end of a function: the group's threads end with the
+    last object that holds it, and a thread still busy when Python exits aborts the process.
+
     Args:
         device_name: ``auto``, ``cpu``, ``cuda`` ..., as in the recipe.
     """
@@ -50,6 +55,9 @@ def process_group(device_name: str) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
+    # DistributedDataParallel imports this, and its functions keep, as the default of an argument,
+    # the group of the moment of their import: for ever, were it not before there is one.
+    importlib.import_module("torch.distributed.nn.functional")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, number, size = next(dist.rendezvous("env://"))
@@ -62,6 +70,7 @@ def process_group(device_name: str) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # a loop of references may hold the group
         dist.destroy_process_group()
 
 

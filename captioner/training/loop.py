@@ -23,14 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from captioner.checkpoint import Header, save_checkpoint
-from captioner.config import Config, to_dict
+from captioner.config import Config
 from captioner.data.batches import CaptionBatch, make_loader
 from captioner.data.sampler import LengthAwareSampler
 from captioner.device import autocast, resolve_device
-from captioner.errors import CaptionerError, CheckpointError, ConfigError
-from captioner.files import replacing
+from captioner.errors import CaptionerError, CheckpointError
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary, tokenize
+from captioner.training.alone import alone_in
 from captioner.training.datasets import TrainingData, build_datasets, read_examples
 from captioner.training.distributed import (
     gather,
@@ -49,10 +48,12 @@ from captioner.training.record import training_record
 from captioner.training.samples import write_samples
 from captioner.training.signals import on_signals
 from captioner.training.start import (
+    build_vocabulary,
     check_same_recipe,
     load_start,
     photos_per_process,
     preprocess_of,
+    write_config,
 )
 from captioner.training.state import (
     has_state,
@@ -82,11 +83,14 @@ class Trainer:
         self.config = config
         self.out = Path(config.out)
         self.device = resolve_device(local_device(config.device))
+        if not resume and has_state(self.out):
+            raise CaptionerError(f"{self.out} holds a run already: add --resume, or change out=")
+        self._alone = contextlib.ExitStack()
+        if rank() == 0:  # before anything is read or written there
+            self._alone.enter_context(alone_in(self.out))
         state = load_state(self.out) if resume else None
         if resume:
             check_same_recipe(config, self.out / "config.yaml")
-        if not resume and has_state(self.out):
-            raise CaptionerError(f"{self.out} holds a run already: add --resume, or change out=")
         torch.manual_seed(config.seed)
 
         # Data, vocabulary and model
@@ -95,15 +99,7 @@ class Trainer:
             self.model, header = load_start(config)
             self.vocabulary = header.vocabulary
         else:
-            self.vocabulary = Vocabulary.build(
-                (tokenize(caption) for example in train for caption in example.captions),
-                min_count=config.data.min_count,
-            )
-            if len(self.vocabulary) == len(Vocabulary.SPECIALS):
-                raise ConfigError(
-                    f"no word occurs data.min_count={config.data.min_count} times in the training "
-                    "captions: lower it, or check data.train"
-                )
+            self.vocabulary = build_vocabulary(train, config.data.min_count)
             self.model = CaptionModel(config.model, len(self.vocabulary))
         if state is None:
             start_embeddings(self.model, self.vocabulary, config)
@@ -169,8 +165,9 @@ class Trainer:
             CaptionerError: The loss is no longer finite.
         """
         if rank() == 0:
-            self._write_config()
+            write_config(self.config, self.out / "config.yaml")
         with (
+            self._alone,
             contextlib.closing(self.log) if self.log is not None else contextlib.nullcontext(),
             on_signals(self._on_signal),
             tqdm(
@@ -342,13 +339,6 @@ class Trainer:
     def _log(self, **values: Any) -> None:
         if self.log is not None:
             self.log.write(**values)
-
-    def _write_config(self) -> None:
-        import yaml
-
-        with replacing(self.out / "config.yaml") as temporary:
-            text = yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True)
-            temporary.write_text(text, encoding="utf-8")
 
     def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
         if self._told_to_stop:  # a second Ctrl-C does not wait

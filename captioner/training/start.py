@@ -1,17 +1,23 @@
-"""How a run starts: is it the same run, which weights, how photos are shared out."""
+"""How a run starts: is it the same run, which words and weights, how photos are shared out."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from captioner.checkpoint import Header, load_checkpoint
 from captioner.config import Config, load_config, to_dict
+from captioner.data.examples import Example
 from captioner.errors import CheckpointError, ConfigError
+from captioner.files import replacing
 from captioner.models.captioner import CaptionModel
 from captioner.models.encoder import Encoder
 from captioner.preprocess import Preprocess
+from captioner.text import Vocabulary, tokenize
 from captioner.training.distributed import world_size
 
 logger = logging.getLogger(__name__)
@@ -20,6 +26,13 @@ _MAY_CHANGE = {
     *("out", "init", "device", "save_every", "data.root", "data.cache", "data.workers"),
     *("log.samples", "log.tensorboard"),
 }
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Keep the recipe of a run, defaults included."""
+    with replacing(path) as temporary:
+        text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_same_recipe(config: Config, path: Path) -> None:
@@ -50,6 +63,28 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict)
         flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return flat
+
+
+def build_vocabulary(examples: Sequence[Example], min_count: int) -> Vocabulary:
+    """The words of the training captions.
+
+    Args:
+        examples: Captioned photos.
+        min_count: How often a word must occur.
+
+    Raises:
+        ConfigError: No word occurs that often.
+    """
+    vocabulary = Vocabulary.build(
+        (tokenize(caption) for example in examples for caption in example.captions),
+        min_count=min_count,
+    )
+    if len(vocabulary) == len(Vocabulary.SPECIALS):
+        raise ConfigError(
+            f"no word occurs data.min_count={min_count} times in the training captions: "
+            "lower it, or check data.train"
+        )
+    return vocabulary
 
 
 def load_start(config: Config) -> tuple[CaptionModel, Header]:
