@@ -27,7 +27,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         CaptionerError: Another process trains into it, and does not end within ten seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
+    with open(folder / ".lock", "w") as file:
         with contextlib.suppress(OSError):  # a file system without locks
             _take(file, folder)
         try:

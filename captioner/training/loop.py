@@ -1,7 +1,7 @@
 """The training loop, top to bottom: data, model, optimiser, steps, validation, files.
 
 A run folder holds ``config.yaml``, ``log.jsonl``, ``best.safetensors`` (by the validation metric),
-``last.safetensors`` and, for exact resume, ``last/state.pt`` with the state before it.
+``last.safetensors``, for exact resume ``last/state.pt`` with the state before it, and ``.lock``.
 
 Under torchrun every process runs this loop on its part of each batch; the first one writes files.
 
