@@ -70,11 +70,37 @@ def test_a_panel_shows_its_own_values(tmp_path):
     assert pictures[0].size == pictures[1].size
     width, height = pictures[0].size
     columns, top = width // 3, height // 12  # below the legend
-    for number, panel in enumerate(PANELS):
+    always = [panel for panel in PANELS if not panel.optional]
+    for number, panel in enumerate(always):
         left, upper = number % 3 * columns, top + number // 3 * (height - top) // 2
         box = (left, upper, left + columns, upper + (height - top) // 2)
         drawn = [uses(picture, color_of(0), box) > 20 for picture in pictures]
         assert drawn == [panel.training is not None, True], panel.title
+
+
+@pytest.mark.parametrize("key", [panel.training for panel in PANELS if panel.optional])
+def test_what_only_some_runs_have_gets_a_panel_only_then(tmp_path, key):
+    folder = write_run(tmp_path / "run")
+    without = draw_runs(read_runs([folder]))
+    records = read_log(folder)
+    text = "".join(json.dumps({**record, key: record["step"]}) + "\n" for record in records)
+    (folder / "log.jsonl").write_text(text)
+    picture = draw_runs(read_runs([folder]))
+    assert picture.height > without.height
+    panel = (0, picture.height * 2 // 3, picture.width // 3, picture.height)
+    assert uses(picture, color_of(0), panel) > 20
+
+
+def test_values_below_zero_are_all_shown(tmp_path):
+    """The self-critical loss: no curve is cut off at the top of its panel."""
+    folder = write_run(tmp_path / "run")
+    records = [{**record, "loss": record["step"] / 100 - 2} for record in read_log(folder)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    picture = draw_runs(read_runs([folder]))
+    width, height = picture.size
+    box = (width // 20, height // 12, width // 3, height // 2)  # the loss: a straight line upwards
+    drawn = abs(np.asarray(picture.crop(box)).astype(int) - color_of(0)).max(-1) < 60
+    assert drawn.any(1).sum() > 0.6 * len(drawn)
 
 
 def test_a_spike_does_not_flatten_the_rest(tmp_path):

@@ -1,8 +1,8 @@
 """Curves of several runs in one picture: ``captioner plot RUN... -o curves.png``. Pillow only.
 
 Six panels over the training step: loss, CIDEr, BLEU-4, learning rate, attention entropy, gradient
-norm. Runs have a colour each. Training is a thin line (with its running mean where it is noisy),
-validations are dots.
+norm; more if there are self-critical runs or hard attention. Runs have a colour each. Training is a
+thin line (with its running mean where it is noisy), validations are dots.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ class Panel:
         training: Key of the training records, or None.
         validation: Key of the validation records, or None.
         factor: What values are multiplied by.
+        optional: Left out if no run has such values.
     """
 
     title: str
     training: str | None = None
     validation: str | None = None
     factor: float = 1.0
+    optional: bool = False
 
 
 PANELS = (
@@ -70,6 +72,9 @@ PANELS = (
         validation="attention_entropy",
     ),
     Panel("gradient norm", training="gradient_norm"),
+    Panel("reward: CIDEr-D of drawn sentences", training="reward", optional=True),
+    Panel("words of drawn sentences, with END", training="length", optional=True),
+    Panel("hard attention: log-probability of a word", training="word_log_prob", optional=True),
 )
 
 
@@ -144,7 +149,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 def draw_runs(runs: Sequence[Run]) -> Image.Image:
     """Draw all panels and a legend: an RGB picture."""
-    rows = math.ceil(len(PANELS) / _COLUMNS)
+    panels = [panel for panel in PANELS if not panel.optional or _is_in(panel, runs)]
+    rows = math.ceil(len(panels) / _COLUMNS)
     legend = _MARGIN + len(runs) * _LINE
     size = (_COLUMNS * _PANEL[0] + 2 * _MARGIN, legend + rows * _PANEL[1] + _MARGIN)
     canvas = _Canvas(*size)
@@ -152,11 +158,15 @@ def draw_runs(runs: Sequence[Run]) -> Image.Image:
         y = _MARGIN + (number + 0.5) * _LINE
         canvas.line([(_MARGIN + 8, y), (_MARGIN + 36, y)], color_of(number), 3)
         canvas.text((_MARGIN + 46, y), run.describe(), _INK, "lm")
-    for number, panel in enumerate(PANELS):
+    for number, panel in enumerate(panels):
         x = _MARGIN + number % _COLUMNS * _PANEL[0]
         y = legend + number // _COLUMNS * _PANEL[1]
         _draw_panel(canvas, panel, runs, x, y)
     return canvas.finish()
+
+
+def _is_in(panel: Panel, runs: Sequence[Run]) -> bool:
+    return any(run.curve(panel.training or "", validation=False) for run in runs)
 
 
 def color_of(number: int) -> Color:
@@ -187,8 +197,8 @@ def _draw_panel(canvas: _Canvas, panel: Panel, runs: Sequence[Run], x0: float, y
         return
     values = np.array([value for _, value in every])
     # A spike of a hundredth of the steps must not flatten the rest.
-    high = float(min(values.max(), 2 * np.quantile(values, 0.99)))
     low = float(values.min())
+    high = float(min(values.max(), low + 2 * (np.quantile(values, 0.99) - low)))
     pad = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
     x = Scale(0, 1.02 * max(step for step, _ in every), left, right)
     y = Scale(max(low - pad, 0.0) if low >= 0 else low - pad, high + pad, bottom, top)
