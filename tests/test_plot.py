@@ -100,7 +100,7 @@ def test_values_below_zero_are_all_shown(tmp_path):
     width, height = picture.size
     box = (width // 20, height // 12, width // 3, height // 2)  # the loss: a straight line upwards
     drawn = abs(np.asarray(picture.crop(box)).astype(int) - color_of(0)).max(-1) < 60
-    assert drawn.sum(1).max() < 0.1 * drawn.sum()
+    assert drawn.any(0).sum() > 0.8 * drawn.shape[1]
 
 
 def test_a_spike_does_not_flatten_the_rest(tmp_path):
