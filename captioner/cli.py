@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from captioner import __version__
 from captioner.arguments import (
@@ -27,9 +27,6 @@ from captioner.arguments import (
 )
 from captioner.errors import CaptionerError, ConfigError
 from captioner.prepare.arguments import add_prepare_arguments
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,7 +32,7 @@ def lock(file: IO[Any], *, wait: bool = False) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        if not wait and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
         raise
     return True

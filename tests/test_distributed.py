@@ -39,14 +39,16 @@ def start(config, folder, *options):
     """Train with two processes, as a person would."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(to_dict(config)))
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     restarts = [option for option in options if option.startswith("--max-restarts")]
     rest = [option for option in options if option not in restarts]
-    command += [*restarts, "-m", "captioner", "train", str(path), *rest]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return torchrun(*restarts, "-m", "captioner", "train", path, *rest)
+
+
+def torchrun(*arguments):
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, arguments)]
     return subprocess.Popen(
         [sys.executable, "-m", *command],
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -141,7 +143,7 @@ from pathlib import Path
 from captioner.config import load_config
 from captioner.training.command import train
 
-train(load_config(sys.argv[1]), resume=False)
+train(load_config(sys.argv[1]))
 names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
 assert not [name for name in names if "gloo" in name], names
 """
@@ -153,12 +155,7 @@ def test_the_threads_of_the_group_end_with_it(tmp_path):
     config = make_recipe(tmp_path, optim={"epochs": 1}, validation={"every": 1})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_dict(config)))
     (tmp_path / "script.py").write_text(THREADS)
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(
-        [sys.executable, "-m", *command, tmp_path / "script.py", tmp_path / "recipe.yaml"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-    )
+    finish(torchrun(tmp_path / "script.py", tmp_path / "recipe.yaml"))
 
 
 def test_the_processes_of_a_restart_meet_each_other_and_not_the_dead():

@@ -1,10 +1,8 @@
 """A run that stopped goes on to the same weights, to the bit; what does not fit it is refused."""
 
-import contextlib
 import json
 import logging
 import signal
-import threading
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from test_training import Interrupt, log_lines, recipe, same
 
 from captioner.checkpoint import load_weights
 from captioner.errors import CaptionerError, CheckpointError
-from captioner.training import alone
 from captioner.training.log import JsonLinesLog
 from captioner.training.loop import Trainer
 
@@ -110,37 +107,6 @@ def test_dropout_and_order_do_matter(tmp_path):
         weights.append(load_weights(tmp_path / str(seed) / "run" / "last.safetensors"))
     with pytest.raises(AssertionError):
         same(*weights)
-
-
-def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
-    """The second is refused and touches nothing, with a state there or without; then it may."""
-    pytest.importorskip("fcntl", reason="no file locks on this system")
-    monkeypatch.setattr(alone, "PATIENCE", 0.3)
-    write_pictures(tmp_path, 8)
-    config = recipe(tmp_path, save_every=2)
-    first = Trainer(config)
-    with pytest.raises(CaptionerError, match=r"another process trains into .*run"):
-        Trainer(config)
-    first._save_state()
-    before = (tmp_path / "run" / "log.jsonl").stat()
-    with pytest.raises(CaptionerError, match="another process"):
-        Trainer(config, resume=True)
-    assert (tmp_path / "run" / "log.jsonl").stat() == before
-    first.run()
-    Trainer(config, resume=True).run()
-
-
-def test_a_run_waits_for_the_one_that_is_just_ending(tmp_path):
-    """Loader workers keep the lock of a killed process for some seconds."""
-    pytest.importorskip("fcntl", reason="no file locks on this system")
-    write_pictures(tmp_path, 8)
-    ending = contextlib.ExitStack()
-    ending.enter_context(alone.alone_in(tmp_path / "run"))
-    ended = threading.Event()
-    timer = threading.Timer(0.5, lambda: (ended.set(), ending.close()))
-    timer.start()
-    Trainer(recipe(tmp_path))
-    assert ended.is_set()
 
 
 def test_a_run_is_not_overwritten_by_accident(tmp_path):

@@ -371,7 +371,7 @@ def _gigabytes(size: float) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system frees it when a process dies, however it dies."""
+    """Hold the folder's lock. Windows has none: do not build one cache from two processes there."""
     with open(folder / _LOCK, "w") as file:
         try:
             if not lock(file):

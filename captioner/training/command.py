@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from captioner.config import Config
+from captioner.training.alone import alone_in
 from captioner.training.distributed import process_group, rank, restarted
 from captioner.training.loop import Trainer
 from captioner.training.state import has_state
 
 
-def train(config: Config, *, resume: bool) -> int:
+def train(config: Config, *, resume: bool = False) -> int:
     """Train by a recipe; the metrics of the last validation go to standard output.
 
     Args:
@@ -19,15 +21,19 @@ def train(config: Config, *, resume: bool) -> int:
 
     Returns:
         The exit status: 130 if the run was stopped before its end.
+
+    Raises:
+        CaptionerError: The recipe or its data cannot be used, or another run is in its folder.
     """
     with process_group(config.device):
         return _train_in_group(config, resume)
 
 
 def _train_in_group(config: Config, resume: bool) -> int:
-    """What holds the group of processes ends with this function, as the group wants it."""
-    trainer = Trainer(config, resume=resume or (restarted() and has_state(config.out)))
-    metrics = trainer.run()
-    if rank() == 0:
-        print(json.dumps({"out": config.out, "step": trainer.step, **metrics}))
-    return 0 if trainer.step >= trainer.total_steps else 130
+    """A function of its own, because the trainer must be gone before the group ends."""
+    with alone_in(Path(config.out)):
+        trainer = Trainer(config, resume=resume or (restarted() and has_state(config.out)))
+        metrics = trainer.run()
+        if rank() == 0:
+            print(json.dumps({"out": config.out, "step": trainer.step, **metrics}))
+        return 0 if trainer.step >= trainer.total_steps else 130

@@ -8,7 +8,6 @@ every loss here is scaled such that the mean over the ranks is the loss of the g
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import secrets
@@ -70,7 +69,6 @@ def process_group(device_name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # a loop of references may hold the group
         dist.destroy_process_group()
 
 

@@ -33,7 +33,7 @@ class RunLog:
         self, folder: Path, keep: tuple[int, int] | None = None, *, tensorboard: bool = False
     ):
         self._board: TensorBoardLog | None = None
-        if tensorboard:  # first: if it is not installed, nothing has been touched
+        if tensorboard:  # first: if it is not installed, no log has been touched
             from captioner.training.tensorboard import TensorBoardLog
 
             self._board = TensorBoardLog(folder / "tensorboard", None if keep is None else keep[0])

@@ -1,7 +1,7 @@
 """The training loop, top to bottom: data, model, optimiser, steps, validation, files.
 
 A run folder holds ``config.yaml``, ``log.jsonl``, ``best.safetensors`` (by the validation metric),
-``last.safetensors``, for exact resume ``last/state.pt`` with the state before it, and ``.lock``.
+``last.safetensors`` and, for exact resume, ``last/state.pt`` with the state before it.
 
 Under torchrun every process runs this loop on its part of each batch; the first one writes files.
 
@@ -29,7 +29,6 @@ from captioner.data.sampler import LengthAwareSampler
 from captioner.device import autocast, resolve_device
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.models.captioner import CaptionModel
-from captioner.training.alone import alone_in
 from captioner.training.datasets import TrainingData, build_datasets, read_examples
 from captioner.training.distributed import (
     gather,
@@ -85,9 +84,6 @@ class Trainer:
         self.device = resolve_device(local_device(config.device))
         if not resume and has_state(self.out):
             raise CaptionerError(f"{self.out} holds a run already: add --resume, or change out=")
-        self._alone = contextlib.ExitStack()
-        if rank() == 0:  # before anything is read or written there
-            self._alone.enter_context(alone_in(self.out))
         state = load_state(self.out) if resume else None
         if resume:
             check_same_recipe(config, self.out / "config.yaml")
@@ -167,7 +163,6 @@ class Trainer:
         if rank() == 0:
             write_config(self.config, self.out / "config.yaml")
         with (
-            self._alone,
             contextlib.closing(self.log) if self.log is not None else contextlib.nullcontext(),
             on_signals(self._on_signal),
             tqdm(
