@@ -56,6 +56,9 @@ def save_checkpoint(
         header: What travels with the weights.
         weights: The network's ``state_dict``.
         half: Store floating-point weights as fp16, half the size.
+
+    Raises:
+        CheckpointError: A weight is too large for fp16, or not a number.
     """
     import torch
     from safetensors.torch import save_file
@@ -69,6 +72,8 @@ def save_checkpoint(
         tensor = tensor.detach().cpu()
         if half and tensor.is_floating_point():
             tensor = tensor.to(torch.float16)
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"{name} does not fit into fp16: save it without half=True")
         tensors[name] = tensor.contiguous()
     document = {
         "format": FORMAT_VERSION,

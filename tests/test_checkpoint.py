@@ -68,6 +68,16 @@ def test_round_trip_is_exact(tiny_model, saved):
         assert tensor.dtype == theirs[name].dtype, name
 
 
+def test_what_half_precision_cannot_hold_is_not_written(tiny_model, tmp_path):
+    weights = dict(tiny_model.state_dict())
+    name = next(name for name, value in weights.items() if value.is_floating_point())
+    weights[name] = torch.full_like(weights[name], 1e5)
+    path = tmp_path / "half.safetensors"
+    with pytest.raises(CheckpointError, match=rf"{name} does not fit into fp16"):
+        save_checkpoint(path, header_of(tiny_model), weights, half=True)
+    assert not path.exists()
+
+
 def test_half_precision_is_close_and_half_the_size(tiny_model, saved, tmp_path):
     path = tmp_path / "half.safetensors"
     save_checkpoint(path, header_of(tiny_model), tiny_model.state_dict(), half=True)
