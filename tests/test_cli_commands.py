@@ -75,7 +75,7 @@ def test_evaluate(model, photos, capsys):
 
 def test_train(photos, capsys, monkeypatch):
     """Arguments and output only: the loop has tests of its own."""
-    from captioner.training import loop
+    from captioner.training import command
 
     class Trainer:
         total_steps = 10
@@ -87,7 +87,7 @@ def test_train(photos, capsys, monkeypatch):
             logging.getLogger("captioner.training").info("epoch 1")
             return {"cider": float(self.config.optim.epochs)}
 
-    monkeypatch.setattr(loop, "Trainer", Trainer)
+    monkeypatch.setattr(command, "Trainer", Trainer)
     Path("tiny.yaml").write_text("out: runs/tiny\n")
     arguments = ["train", "tiny.yaml", "--resume", "optim.epochs=3", "seed=1"]
     assert cli.main(arguments) == 0
