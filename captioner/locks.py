@@ -18,7 +18,7 @@ def lock(file: IO[Any], *, wait: bool = False) -> bool:
     """Take an open file for this process alone, until it is unlocked or closed.
 
     Args:
-        file: Open for writing.
+        file: An open file; some network file systems want it open for writing.
         wait: Until the process that holds it lets go.
 
     Returns:

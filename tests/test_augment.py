@@ -1,5 +1,6 @@
 """Augmented copies: drawn from the photo's number alone, kept in the cache, dealt out to epochs."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -209,11 +210,12 @@ def test_who_reads_a_cache_keeps_it_while_another_is_made_in_its_place(paths, tm
         assert torch.equal(stage, expected)
 
 
-def test_a_disk_that_knows_no_locks_is_named(paths, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.EACCES], ids=errno.errorcode.get)
+def test_a_disk_that_knows_no_locks_is_named(paths, tmp_path, monkeypatch, error):
     fcntl = pytest.importorskip("fcntl", reason="no file locks on this system")
 
     def refuse(*_):
-        raise OSError(38, os.strerror(38))
+        raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(DataError, match=r"cannot be locked.*choose another folder"):
