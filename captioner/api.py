@@ -27,13 +27,13 @@ from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions, search_options
 from captioner.decoding.sampling import photo_key, sample
 from captioner.decoding.stepper import Hypothesis, mean_map, mean_probability
-from captioner.device import Precision, autocast, resolve_device, trunk_autocast
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.images import ImageSource, open_image
 from captioner.models.encoder import Grid
 from captioner.models.folding import fold_batch_norms
-from captioner.parallel import map_ahead
 from captioner.text import Vocabulary, detokenize, tokenize
+from captioner.utils.device import Precision, autocast, resolve_device, trunk_autocast
+from captioner.utils.parallel import map_ahead
 
 if TYPE_CHECKING:
     from captioner.models.captioner import CaptionModel

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.config import ModelConfig, from_dict, to_dict
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.files import replacing
 from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
+from captioner.utils.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 
 from captioner.api import Captioner
-from captioner.device import Precision
 from captioner.errors import ConfigError
+from captioner.utils.device import Precision
 
 
 class Ensemble(Captioner):

@@ -14,8 +14,8 @@ from typing import Any
 
 from attention_figures import table
 
-from captioner.files import replacing
 from captioner.training.log import read_log
+from captioner.utils.files import replacing
 
 BEGIN, END = "<!-- tables: begin", "<!-- tables: end -->"
 HEADS = ["", "CIDEr-D", "difference", "BLEU-4", "correctness × uniform"]

@@ -20,7 +20,7 @@ from captioner.data.splits import read_captions
 from captioner.evaluation.attention import CategoryMasks
 from captioner.evaluation.evaluate import Evaluation, evaluate
 from captioner.evaluation.faithfulness_report import METHODS
-from captioner.files import replacing
+from captioner.utils.files import replacing
 
 PAGE = Path(__file__).parents[1] / "docs" / "attention.md"
 BEGIN, END = "<!-- figures: begin", "<!-- figures: end -->"

@@ -25,10 +25,10 @@ from captioner.data.splits import read_captions
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import photo_key, sample
-from captioner.device import autocast
 from captioner.evaluation.scores import score_captions
 from captioner.models.encoder import Grid
 from captioner.text import tokenize
+from captioner.utils.device import autocast
 
 BATCH = 32
 WAYS = {

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from captioner.files import replacing
+from captioner.utils.files import replacing
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "    $ captioner caption"

@@ -12,11 +12,11 @@ from test_training import recipe
 from captioner import cli
 from captioner.config import to_dict
 from captioner.errors import CaptionerError
-from captioner.locks import lock
 from captioner.training import alone
 from captioner.training.alone import alone_in
 from captioner.training.command import train
 from captioner.training.loop import Trainer
+from captioner.utils.locks import lock
 
 pytest.importorskip("fcntl", reason="no file locks on this system")
 

@@ -21,10 +21,10 @@ from captioner.checkpoint import (
 )
 from captioner.config import AttentionConfig, DecoderConfig
 from captioner.errors import CheckpointError
-from captioner.files import replacing
 from captioner.models.captioner import CaptionModel
 from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
+from captioner.utils.files import replacing
 
 WORDS = [f"word{n}" for n in range(23)] + ["été", "犬", "naïve"]
 VOCABULARY = Vocabulary.from_list(["<pad>", "<start>", "<end>", "<unk>", *WORDS])

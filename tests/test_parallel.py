@@ -10,9 +10,9 @@ from tiny import MODEL
 
 from captioner.api import Captioner, Failure
 from captioner.checkpoint import Header
-from captioner.parallel import map_ahead
 from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
+from captioner.utils.parallel import map_ahead
 
 
 def test_order_is_kept_whatever_takes_longest():

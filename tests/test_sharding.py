@@ -20,8 +20,8 @@ from captioner.batch import command
 from captioner.batch.items import Item
 from captioner.batch.parts import merge_parts
 from captioner.batch.shards import Deal, Shard, Team, find_shard
-from captioner.device import resolve_device
 from captioner.errors import CaptionerError
+from captioner.utils.device import resolve_device
 
 PLACES = ["photos", "more", "missing.png", "photos/0.png"]  # 16 photos
 BATCH = ["--batch-size", "3"]

@@ -32,7 +32,7 @@ from captioner.batch.shards import Deal
 from captioner.batch.sinks import format_of, open_sink
 from captioner.caption import Caption
 from captioner.errors import CaptionerError, ConfigError
-from captioner.files import replacing
+from captioner.utils.files import replacing
 
 _END = b'{"photos": '
 """How the last line of a complete part begins; no other line does."""

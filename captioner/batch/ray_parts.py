@@ -17,7 +17,7 @@ from captioner.batch.parquet_sink import write_parquet
 from captioner.batch.parquet_source import import_pyarrow
 from captioner.batch.rowfile import Mode, RowFile
 from captioner.errors import CaptionerError, ConfigError
-from captioner.files import replacing
+from captioner.utils.files import replacing
 
 FORMATS = ("jsonl", "parquet")
 

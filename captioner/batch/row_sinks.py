@@ -13,7 +13,7 @@ from captioner.batch.items import Item, Result
 from captioner.batch.parquet_sink import read_rows, write_parquet
 from captioner.batch.rowfile import Mode, RowFile
 from captioner.errors import CaptionerError
-from captioner.files import replacing
+from captioner.utils.files import replacing
 
 
 class RowSink:

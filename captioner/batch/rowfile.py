@@ -16,7 +16,7 @@ from typing import Literal
 
 from captioner.batch.formats import Format, Kept
 from captioner.errors import CaptionerError
-from captioner.locks import lock
+from captioner.utils.locks import lock
 
 Mode = Literal["new", "resume", "overwrite"]
 """What to do with a file that is there: refuse, go on from it, or start again."""

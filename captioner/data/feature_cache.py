@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import DataError
-from captioner.files import replacing
+from captioner.utils.files import replacing
 
 CacheDtype = Literal["fp16", "bf16"]
 

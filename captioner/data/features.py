@@ -39,8 +39,8 @@ from captioner.data.feature_cache import (
 )
 from captioner.errors import DataError, ImageError
 from captioner.images import Preprocess, open_image
-from captioner.locks import lock
-from captioner.parallel import map_ahead
+from captioner.utils.locks import lock
+from captioner.utils.parallel import map_ahead
 
 __all__ = ["Extract", "FeatureCache", "build_features"]
 

@@ -21,7 +21,7 @@ from captioner.evaluation.compare import compare_files
 from captioner.evaluation.diversity import training_captions
 from captioner.evaluation.report import ReportPhoto, write_report
 from captioner.evaluation.results import score_results
-from captioner.files import replacing
+from captioner.utils.files import replacing
 
 if TYPE_CHECKING:
     from captioner.api import Caption

@@ -33,8 +33,8 @@ from PIL import Image
 from captioner.errors import ImageError
 from captioner.evaluation.quality import CaptionQuality
 from captioner.evaluation.report_sections import sections
-from captioner.files import replacing
 from captioner.images import open_image
+from captioner.utils.files import replacing
 
 if TYPE_CHECKING:
     from captioner.api import Caption

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from captioner.data.examples import Example
 from captioner.errors import DataError
-from captioner.files import replacing
 from captioner.prepare.index import FileIndex, relative_to, some
+from captioner.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioner.errors import ConfigError, DataError
-from captioner.files import replacing
 from captioner.prepare.arguments import DATASETS
+from captioner.utils.files import replacing
 
 _SET_OPTIONS = ("root", "have", "url", "partial")
 _OWN_OPTIONS = ("source", "images", "out", "overwrite", "val", "test", "seed", "max_words", "json")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from captioner.errors import CaptionerError
-from captioner.locks import lock, unlock
 from captioner.training.distributed import gather, rank
+from captioner.utils.locks import lock, unlock
 
 logger = logging.getLogger(__name__)
 

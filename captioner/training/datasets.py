@@ -20,12 +20,12 @@ from captioner.data.batches import CaptionDataset
 from captioner.data.examples import Example
 from captioner.data.features import FeatureCache, build_features
 from captioner.data.splits import read_captions
-from captioner.device import autocast
 from captioner.errors import ConfigError
 from captioner.images import open_image
 from captioner.models.encoder import Encoder
 from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
+from captioner.utils.device import autocast
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from captioner.device import resolve_device
+from captioner.utils.device import resolve_device
 
 
 def rank() -> int:

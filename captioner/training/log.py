@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.errors import DataError
-from captioner.files import replacing
+from captioner.utils.files import replacing
 
 if TYPE_CHECKING:
     from captioner.training.tensorboard import TensorBoardLog

@@ -26,7 +26,6 @@ from captioner.checkpoint import Header, save_checkpoint
 from captioner.config import Config
 from captioner.data.batches import CaptionBatch, make_loader
 from captioner.data.sampler import LengthAwareSampler
-from captioner.device import autocast, resolve_device
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.models.captioner import CaptionModel
 from captioner.training.datasets import TrainingData, build_datasets, read_examples
@@ -63,6 +62,7 @@ from captioner.training.state import (
 )
 from captioner.training.validation import validate
 from captioner.training.window import Window
+from captioner.utils.device import autocast, resolve_device
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from captioner.errors import ConfigError, DataError
 from captioner.evaluation.plots import Scale, round_ticks
-from captioner.files import replacing
 from captioner.training.log import LOG_FILE, read_log
+from captioner.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -22,13 +22,13 @@ from captioner.config import Config
 from captioner.data.examples import Example
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
-from captioner.device import autocast
 from captioner.errors import CaptionerError
-from captioner.files import replacing
 from captioner.images import open_image
 from captioner.models.captioner import CaptionModel
 from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary, detokenize
+from captioner.utils.device import autocast
+from captioner.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 

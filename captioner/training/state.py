@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from captioner.errors import CheckpointError
-from captioner.files import replacing
+from captioner.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 

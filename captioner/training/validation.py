@@ -9,13 +9,13 @@ import torch
 from captioner.config import Config
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
-from captioner.device import autocast
 from captioner.evaluation.scores import score_captions
 from captioner.models.captioner import CaptionModel
 from captioner.text import Vocabulary
 from captioner.training.attention_sums import AttentionSums
 from captioner.training.datasets import TrainingData
 from captioner.training.distributed import gather, rank, world_size
+from captioner.utils.device import autocast
 
 _BATCH = 32  # photos
 

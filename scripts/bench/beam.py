@@ -27,7 +27,7 @@ from captioner.api import Captioner
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
 from captioner.models.encoder import Grid
-from captioner.parallel import map_ahead
+from captioner.utils.parallel import map_ahead
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -30,10 +30,10 @@ from captioner.checkpoint import Header
 from captioner.config import AttentionConfig, DecoderConfig, ModelConfig
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
-from captioner.device import Precision, autocast, trunk_autocast
 from captioner.models.captioner import CaptionModel
 from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
+from captioner.utils.device import Precision, autocast, trunk_autocast
 
 
 def main() -> None:

@@ -39,13 +39,13 @@ from captioner.data.batches import CaptionBatch, CaptionDataset, make_loader
 from captioner.data.examples import Example
 from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler
-from captioner.device import autocast, resolve_device
 from captioner.models.captioner import CaptionModel
 from captioner.text import Vocabulary
 from captioner.training.losses import Share
 from captioner.training.objective import Objective, build_objective
 from captioner.training.optimizer import AveragedWeights, build_optimizer
 from captioner.training.start import preprocess_of
+from captioner.utils.device import autocast, resolve_device
 
 RECIPE = Path(__file__).parents[2] / "configs" / "flickr8k.yaml"
 WORDS, MEAN, DEVIATION = 3000, 10.7, 3.5  # of the vocabulary; words a caption
