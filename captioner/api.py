@@ -28,7 +28,7 @@ from captioner.decoding.options import SearchOptions, search_options
 from captioner.decoding.sampling import photo_key, sample
 from captioner.decoding.stepper import Hypothesis, mean_map, mean_probability
 from captioner.errors import CaptionerError, CheckpointError
-from captioner.images import ImageSource, open_image
+from captioner.image.io import ImageSource, open_image
 from captioner.models.encoder import Grid
 from captioner.models.folding import fold_batch_norms
 from captioner.text import Vocabulary, detokenize, tokenize

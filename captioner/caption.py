@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captioner.images import ImageSource, open_image
+from captioner.image.io import ImageSource, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,13 +43,13 @@ class Caption:
 
     def overlay(self, index: int, **options: Any) -> Image.Image:
         """The picture with the attention of word ``index`` on it (see ``visualize.overlay``)."""
-        from captioner.visualize import overlay
+        from captioner.image.visualize import overlay
 
         return overlay(open_image(self.source), self.attention[index], **options)
 
     def strip(self, **options: Any) -> Image.Image:
         """The picture and one overlay per word, on one sheet (see ``visualize.word_strip``)."""
-        from captioner.visualize import word_strip
+        from captioner.image.visualize import word_strip
 
         return word_strip(open_image(self.source), self.words, self.attention, **options)
 

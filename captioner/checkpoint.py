@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.config import ModelConfig, from_dict, to_dict
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.preprocess import Preprocess
+from captioner.image.transforms import Preprocess
 from captioner.text import Vocabulary
 from captioner.utils.files import replacing
 

@@ -6,12 +6,12 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from captioner import images
 from captioner.api import Caption, Failure
 from captioner.batch.run import run
 from captioner.batch.sinks import open_sink
 from captioner.batch.sources import open_sources
 from captioner.errors import ImageError
+from captioner.image import io as images
 
 
 class FakeCaptioner:

@@ -20,7 +20,7 @@ from captioner.data.examples import Example
 from captioner.data.feature_cache import FeatureCache
 from captioner.data.features import build_features
 from captioner.errors import ConfigError, DataError
-from captioner.images import Preprocess, open_image
+from captioner.image.io import Preprocess, open_image
 from captioner.models.encoder import Encoder
 from captioner.text import Vocabulary, tokenize
 from captioner.training.datasets import build_datasets, read_examples

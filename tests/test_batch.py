@@ -9,7 +9,6 @@ from fake_captioner import FakeCaptioner, caption_to, make_photos, names, save
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner import images
 from captioner.api import Failure
 from captioner.batch.formats import CsvFormat, JsonLinesFormat, TextFormat, coco_id
 from captioner.batch.items import Item, escaped, reason
@@ -19,6 +18,7 @@ from captioner.batch.sinks import open_sink
 from captioner.batch.sources import open_sources
 from captioner.batch.strips import StripFolder
 from captioner.errors import CaptionerError, ConfigError, ImageError
+from captioner.image import io as images
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from captioner.data.examples import Example
 from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler
 from captioner.errors import DataError
-from captioner.images import Preprocess
+from captioner.image.io import Preprocess
 from captioner.text import Vocabulary, tokenize
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -21,8 +21,8 @@ from captioner.checkpoint import (
 )
 from captioner.config import AttentionConfig, DecoderConfig
 from captioner.errors import CheckpointError
+from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
 from captioner.utils.files import replacing
 

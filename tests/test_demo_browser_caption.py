@@ -15,7 +15,7 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 
-from captioner.visualize import overlay
+from captioner.image.visualize import overlay
 
 pytestmark = pytest.mark.browser
 

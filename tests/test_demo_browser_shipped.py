@@ -9,8 +9,8 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 from captioner.api import DEFAULT_WEIGHTS, Captioner
 from captioner.demo.app import EXAMPLES
-from captioner.images import open_image
-from captioner.visualize import overlay
+from captioner.image.io import open_image
+from captioner.image.visualize import overlay
 
 pytestmark = [
     pytest.mark.browser,

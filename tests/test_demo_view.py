@@ -17,7 +17,7 @@ from captioner.demo.downloads import KINDS, make_file
 from captioner.demo.payload import encode_map, encode_ramp, error_payload, place, view_payload
 from captioner.demo.view import SHOWN_SIDE, caption_photo, score_sentence
 from captioner.errors import CaptionerError, ConfigError, ImageError
-from captioner.visualize import heat_colours
+from captioner.image.visualize import heat_colours
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from captioner.errors import DataError
 from captioner.evaluation.attention import CategoryMasks, measure_attention
 from captioner.evaluation.evaluate import evaluate
 from captioner.evaluation.scores import score_captions
-from captioner.preprocess import Preprocess
+from captioner.image.transforms import Preprocess
 from captioner.text import Vocabulary, tokenize
 
 WORDS = (

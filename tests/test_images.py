@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, features
 
 from captioner.errors import ImageError
-from captioner.images import IMAGE_SUFFIXES, open_image
+from captioner.image.io import IMAGE_SUFFIXES, open_image
 
 WIDTH, HEIGHT = 40, 24  # a landscape picture, so that a wrong turn shows in the size
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, features
 
 from captioner.errors import CaptionerError, ImageError
-from captioner.images import Preprocess, open_image
+from captioner.image.io import Preprocess, open_image
 
 
 def noise(width: int = 64, height: int = 48) -> Image.Image:

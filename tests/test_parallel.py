@@ -10,7 +10,7 @@ from tiny import MODEL
 
 from captioner.api import Captioner, Failure
 from captioner.checkpoint import Header
-from captioner.preprocess import Preprocess
+from captioner.image.transforms import Preprocess
 from captioner.text import Vocabulary
 from captioner.utils.parallel import map_ahead
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import images, pixels
 from captioner.errors import ImageError
-from captioner.images import open_image
+from captioner.image import io as images
+from captioner.image import pixels
+from captioner.image.io import open_image
 
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from captioner.errors import ConfigError
-from captioner.images import Preprocess, cell_box, grid_to_image, open_image
+from captioner.image.io import Preprocess, cell_box, grid_to_image, open_image
 
 
 def noise(width: int = 64, height: int = 48) -> Image.Image:

@@ -20,8 +20,8 @@ from captioner.data.examples import Example
 from captioner.evaluation.plots import curves, histogram
 from captioner.evaluation.quality import measure_quality
 from captioner.evaluation.report import ReportPhoto, write_report
+from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
 
 EVIL = [

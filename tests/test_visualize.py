@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from captioner.errors import ConfigError
-from captioner.images import cell_box, open_image
-from captioner.visualize import STYLES, animate, heat_colours, overlay, word_strip
+from captioner.image.io import cell_box, open_image
+from captioner.image.visualize import STYLES, animate, heat_colours, overlay, word_strip
 
 GREY = 120
 SHAPES = {"landscape": (120, 80), "portrait": (70, 150), "panorama": (400, 50), "odd": (101, 67)}

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 
 from captioner.batch.items import Item
-from captioner.images import IMAGE_SUFFIXES
+from captioner.image.io import IMAGE_SUFFIXES
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from captioner import images
-from captioner.images import ImageSource
+from captioner.image import io as images
+from captioner.image.io import ImageSource
 
 if TYPE_CHECKING:
     from captioner.api import Caption

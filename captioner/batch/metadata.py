@@ -18,7 +18,7 @@ from captioner.batch.atomic import write_atomically
 from captioner.batch.items import Item
 from captioner.batch.rowfile import Mode
 from captioner.errors import CaptionerError, ConfigError, ImageError
-from captioner.images import IMAGE_SUFFIXES
+from captioner.image.io import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from captioner.api import Caption

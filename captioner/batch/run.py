@@ -26,7 +26,7 @@ from captioner.batch.rowfile import RowFile
 from captioner.batch.sinks import Sink
 from captioner.batch.strips import StripFolder
 from captioner.errors import CaptionerError, ImageError
-from captioner.images import ImageSource
+from captioner.image.io import ImageSource
 
 if TYPE_CHECKING:
     from captioner.api import Captioner

@@ -21,7 +21,7 @@ from captioner.batch.archives import ARCHIVE_SUFFIXES, read_archive
 from captioner.batch.items import Item
 from captioner.batch.manifests import MANIFESTS, read_stdin
 from captioner.batch.parquet_source import PARQUET_SUFFIXES, count_rows, read_parquet
-from captioner.images import IMAGE_SUFFIXES
+from captioner.image.io import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

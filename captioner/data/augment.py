@@ -13,7 +13,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from captioner.preprocess import Preprocess
+from captioner.image.transforms import Preprocess
 
 __all__ = ["Augmentation"]
 

@@ -36,7 +36,7 @@ from captioner.data.examples import Example
 from captioner.data.features import FeatureCache
 from captioner.data.sampler import Key, LengthAwareSampler
 from captioner.errors import DataError, ImageError
-from captioner.images import Preprocess, open_image
+from captioner.image.io import Preprocess, open_image
 from captioner.text import Vocabulary, tokenize
 
 logger = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from captioner.data.feature_cache import (
     stage_path,
 )
 from captioner.errors import DataError, ImageError
-from captioner.images import Preprocess, open_image
+from captioner.image.io import Preprocess, open_image
 from captioner.utils.locks import lock
 from captioner.utils.parallel import map_ahead
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from captioner.demo.view import View
-from captioner.visualize import animate, word_strip
+from captioner.image.visualize import animate, word_strip
 
 KINDS = {"strip": "Strip (PNG)", "film": "Film (GIF)", "numbers": "Numbers (JSON)"}
 

@@ -26,7 +26,7 @@ from captioner.demo.limits import BATCH_QUEUE, MODEL_QUEUE, PHOTO, TEXT
 from captioner.demo.models import Models
 from captioner.demo.uploads import Upload, caption_uploads, open_photo
 from captioner.errors import CaptionerError, ConfigError, ImageError
-from captioner.images import ImageSource
+from captioner.image.io import ImageSource
 
 _BEAMS, _CAPTIONS = 10, 8  # at most, as on the page
 

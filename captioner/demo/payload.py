@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from captioner.demo.view import Sentence, View
-from captioner.visualize import heat_colours
+from captioner.image.visualize import heat_colours
 
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 

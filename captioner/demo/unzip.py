@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 
 from captioner.batch.items import Item
 from captioner.demo import limits
-from captioner.images import IMAGE_SUFFIXES
+from captioner.image.io import IMAGE_SUFFIXES
 
 _CHUNK = 1 << 20  # bytes that are read at once
 

@@ -22,7 +22,7 @@ from captioner.demo.private import uploaded
 from captioner.demo.unzip import count_photos, read_photos, shown_name
 from captioner.demo.view import MOST_PIXELS
 from captioner.errors import ImageError
-from captioner.images import open_image
+from captioner.image.io import open_image
 from captioner.utils.parallel import map_ahead
 
 _TOGETHER = 8  # photos a batch: few, so that others get their turn and the table grows steadily

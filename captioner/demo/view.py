@@ -18,7 +18,7 @@ from PIL import Image
 from captioner.api import Captioner
 from captioner.caption import Caption, SentenceScore
 from captioner.errors import CaptionerError, ImageError
-from captioner.images import open_image
+from captioner.image.io import open_image
 from captioner.text import detokenize
 
 SHOWN_SIDE = 1024  # pixels of the longer side of the photo that the browser gets

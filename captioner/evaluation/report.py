@@ -33,7 +33,7 @@ from PIL import Image
 from captioner.errors import ImageError
 from captioner.evaluation.quality import CaptionQuality
 from captioner.evaluation.report_sections import sections
-from captioner.images import open_image
+from captioner.image.io import open_image
 from captioner.utils.files import replacing
 
 if TYPE_CHECKING:

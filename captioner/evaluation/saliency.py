@@ -29,7 +29,7 @@ from captioner.text import Vocabulary
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
-    from captioner.images import ImageSource
+    from captioner.image.io import ImageSource
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.errors import ImageError
-from captioner.images import open_image
+from captioner.image.io import open_image
 
 NEAR = 10
 """Most bits of 128 in which the fingerprints of near-duplicates differ."""

@@ -14,7 +14,7 @@ from typing import Any
 from captioner.data.examples import read_text
 from captioner.data.splits import read_captions
 from captioner.errors import DataError
-from captioner.images import IMAGE_SUFFIXES
+from captioner.image.io import IMAGE_SUFFIXES
 
 _IMAGE = ("image", "image_name", "file_name", "filename", "file", "path", "filepath", "image_path")
 _CAPTION = re.compile(r"(captions?|comments?|sentences?|text|description|raw)([ _-]?\d+)?")

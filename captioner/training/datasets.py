@@ -21,9 +21,9 @@ from captioner.data.examples import Example
 from captioner.data.features import FeatureCache, build_features
 from captioner.data.splits import read_captions
 from captioner.errors import ConfigError
-from captioner.images import open_image
+from captioner.image.io import open_image
+from captioner.image.transforms import Preprocess
 from captioner.models.encoder import Encoder
-from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
 from captioner.utils.device import autocast
 

@@ -23,9 +23,9 @@ from captioner.data.examples import Example
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
 from captioner.errors import CaptionerError
-from captioner.images import open_image
+from captioner.image.io import open_image
+from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary, detokenize
 from captioner.utils.device import autocast
 from captioner.utils.files import replacing

@@ -27,8 +27,8 @@ from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import photo_key, sample
 from captioner.decoding.stepper import Hypothesis
 from captioner.evaluation.cider import DocumentFrequency, cider_d
+from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
 from captioner.training.distributed import sum_over_ranks
 from captioner.training.losses import Losses, Share, attention_losses

@@ -13,9 +13,9 @@ from captioner.checkpoint import Header, load_checkpoint
 from captioner.config import Config, load_config, to_dict
 from captioner.data.examples import Example
 from captioner.errors import CheckpointError, ConfigError
+from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
 from captioner.models.encoder import Encoder
-from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary, tokenize
 from captioner.training.distributed import world_size
 from captioner.utils.files import replacing

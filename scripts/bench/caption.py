@@ -30,8 +30,8 @@ from captioner.checkpoint import Header
 from captioner.config import AttentionConfig, DecoderConfig, ModelConfig
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
+from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.preprocess import Preprocess
 from captioner.text import Vocabulary
 from captioner.utils.device import Precision, autocast, trunk_autocast
 

@@ -31,8 +31,8 @@ from torch import Tensor
 from captioner.config import EncoderConfig
 from captioner.data.feature_cache import CacheMeta, FeatureCache, open_stages, stage_path
 from captioner.data.features import build_features
+from captioner.image.transforms import Preprocess
 from captioner.models.encoder import Encoder
-from captioner.preprocess import Preprocess
 from captioner.utils.device import autocast, resolve_device
 
 SHAPES = [[120, 14, 14], [352, 7, 7]]  # of the default encoder

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captioner.images import IMAGE_SUFFIXES
+from captioner.image.io import IMAGE_SUFFIXES
 
 
 @contextmanager

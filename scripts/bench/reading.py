@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from photos import made_up_photo
 
-from captioner.images import open_image
-from captioner.preprocess import Preprocess
+from captioner.image.io import open_image
+from captioner.image.transforms import Preprocess
 
 SQUARE = Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SMALL, LARGE = (640, 480), (4000, 3000)

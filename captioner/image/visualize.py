@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from captioner.errors import ConfigError
-from captioner.images import grid_to_image, open_image
+from captioner.image.io import grid_to_image, open_image
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 

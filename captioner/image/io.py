@@ -2,7 +2,7 @@
 
 Whatever is wrong with a picture becomes one `ImageError` whose single line names the file and the
 reason, so that a run over millions of files can report each bad one and go on. `Preprocess` and the
-grid geometry of `captioner.preprocess` can be imported from here as well.
+grid geometry of `captioner.image.transforms` can be imported from here as well.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from captioner.errors import ImageError
-from captioner.pixels import grey_16_to_8_bits, upright_rgb
-from captioner.preprocess import Preprocess, cell_box, grid_to_image
+from captioner.image.pixels import grey_16_to_8_bits, upright_rgb
+from captioner.image.transforms import Preprocess, cell_box, grid_to_image
 
 __all__ = [
     "IMAGE_SUFFIXES",
