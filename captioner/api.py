@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 import torch
 
-from captioner.caption import Caption, Failure, SentenceScore
 from captioner.checkpoint import Header, load_checkpoint
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions, search_options
@@ -31,7 +30,8 @@ from captioner.errors import CaptionerError, CheckpointError
 from captioner.image.io import ImageSource, open_image
 from captioner.models.encoder import Grid
 from captioner.models.folding import fold_batch_norms
-from captioner.text import Vocabulary, detokenize, tokenize
+from captioner.outputs import Caption, Failure, SentenceScore
+from captioner.tokenizer import Vocabulary, detokenize, tokenize
 from captioner.utils.device import Precision, autocast, resolve_device, trunk_autocast
 from captioner.utils.parallel import map_ahead
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.config import ModelConfig, from_dict, to_dict
 from captioner.errors import CheckpointError, ConfigError, DataError
 from captioner.image.transforms import Preprocess
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 from captioner.utils.files import replacing
 
 if TYPE_CHECKING:

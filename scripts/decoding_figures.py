@@ -27,7 +27,7 @@ from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import photo_key, sample
 from captioner.evaluation.scores import score_captions
 from captioner.models.encoder import Grid
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 from captioner.utils.device import autocast
 
 BATCH = 32

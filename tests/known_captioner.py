@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from captioner.api import Caption, Captioner, SentenceScore
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 GRID = (4, 6)
 CELLS = {"upper": (0, 1), "middle": (2, 3), "lower": (3, 5)}  # each word looks at one cell only

@@ -22,7 +22,7 @@ from captioner.data.features import build_features
 from captioner.errors import ConfigError, DataError
 from captioner.image.io import Preprocess, open_image
 from captioner.models.encoder import Encoder
-from captioner.text import Vocabulary, tokenize
+from captioner.tokenizer import Vocabulary, tokenize
 from captioner.training.datasets import build_datasets, read_examples
 
 PREPROCESS = Preprocess(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

@@ -16,7 +16,7 @@ from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler
 from captioner.errors import DataError
 from captioner.image.io import Preprocess
-from captioner.text import Vocabulary, tokenize
+from captioner.tokenizer import Vocabulary, tokenize
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SENTENCES = [

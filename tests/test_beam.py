@@ -14,7 +14,7 @@ from captioner.decoding.stepper import Stepper
 from captioner.errors import ConfigError
 from captioner.models.attention import Memory
 from captioner.models.decoder import State, Step
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 END = Vocabulary.END
 BANNED = (Vocabulary.PAD, Vocabulary.START, Vocabulary.UNK)

@@ -23,7 +23,7 @@ from captioner.config import AttentionConfig, DecoderConfig
 from captioner.errors import CheckpointError
 from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 from captioner.utils.files import replacing
 
 WORDS = [f"word{n}" for n in range(23)] + ["été", "犬", "naïve"]

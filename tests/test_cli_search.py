@@ -10,7 +10,7 @@ from captioner.api import Captioner
 from captioner.checkpoint import load_checkpoint, save_checkpoint
 from captioner.ensemble import Ensemble
 from captioner.errors import ConfigError
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 
 @pytest.fixture(scope="module")

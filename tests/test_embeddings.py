@@ -11,7 +11,7 @@ from tiny import MODEL
 from captioner.config import Config, DataConfig
 from captioner.errors import ConfigError, DataError
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 from captioner.training.embeddings import read_vectors, start_embeddings
 
 WORDS = ["a", "dog", "on", "grass"]

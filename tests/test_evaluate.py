@@ -17,7 +17,7 @@ from captioner.evaluation.attention import CategoryMasks, measure_attention
 from captioner.evaluation.evaluate import evaluate
 from captioner.evaluation.scores import score_captions
 from captioner.image.transforms import Preprocess
-from captioner.text import Vocabulary, tokenize
+from captioner.tokenizer import Vocabulary, tokenize
 
 WORDS = (
     "a dog cat person car red green blue circle cross on white black ground something there is "

@@ -14,7 +14,7 @@ from captioner.evaluation.bleu import bleu
 from captioner.evaluation.cider import DocumentFrequency, cider, cider_d
 from captioner.evaluation.ngrams import count_ngrams
 from captioner.evaluation.rouge import longest_common_subsequence, rouge_l
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 
 def split(captions):

@@ -10,7 +10,7 @@ from captioner import cli
 from captioner.evaluation import official
 from captioner.evaluation.official import UnusableError, meteor, official_scores, ptb_tokenize
 from captioner.evaluation.scores import score_captions
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
 

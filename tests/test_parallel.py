@@ -11,7 +11,7 @@ from tiny import MODEL
 from captioner.api import Captioner, Failure
 from captioner.checkpoint import Header
 from captioner.image.transforms import Preprocess
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 from captioner.utils.parallel import map_ahead
 
 

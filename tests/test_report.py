@@ -22,7 +22,7 @@ from captioner.evaluation.quality import measure_quality
 from captioner.evaluation.report import ReportPhoto, write_report
 from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 EVIL = [
     "</script><script>document.title='PWNED'</script>",

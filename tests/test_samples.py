@@ -15,7 +15,7 @@ from captioner.config import Config, LogConfig, OptimConfig, ValidationConfig
 from captioner.data.examples import Example
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
-from captioner.text import detokenize
+from captioner.tokenizer import detokenize
 from captioner.training.samples import spread, write_samples
 
 CONFIG = Config(

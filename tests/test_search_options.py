@@ -15,7 +15,7 @@ from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import SearchOptions, search_options
 from captioner.decoding.sampling import sample
 from captioner.errors import ConfigError
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 END = Vocabulary.END
 WORDS = range(len(SPECIALS), 7)  # of the tiny vocabulary

@@ -15,7 +15,7 @@ from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import photo_key, sample
 from captioner.errors import ConfigError
 from captioner.evaluation.cider import DocumentFrequency, cider_d
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 from captioner.training.loop import Trainer
 from captioner.training.losses import Share
 from captioner.training.self_critical import (

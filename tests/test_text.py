@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.errors import DataError
-from captioner.text import Vocabulary, detokenize, tokenize
+from captioner.tokenizer import Vocabulary, detokenize, tokenize
 
 # One sentence or two for every rule; the words are those of the official tokenizer (Stanford
 # PTBTokenizer 3.4.1, lower-cased, the punctuation of coco-caption removed), run once by hand.

@@ -16,7 +16,7 @@ from captioner.decoding.beam import beam_search
 from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import SearchOptions
 from captioner.errors import CaptionerError, CheckpointError, ConfigError
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 from captioner.training.loop import Trainer
 
 

@@ -8,7 +8,7 @@ import torch
 from captioner.config import AttentionConfig, DecoderConfig, EncoderConfig, ModelConfig
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Grid
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 MODEL = ModelConfig(
     encoder=EncoderConfig(

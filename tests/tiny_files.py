@@ -12,7 +12,7 @@ from captioner import cli
 from captioner.checkpoint import Header, save_checkpoint
 from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 WORDS = ["a", "dog", "cat", "runs", "sits", "on", "the", "grass", "red", "blue", "ball", "two"]
 

@@ -30,8 +30,8 @@ from captioner.batch.rowfile import Mode, RowFile
 from captioner.batch.run import Summary, deliver
 from captioner.batch.shards import Deal
 from captioner.batch.sinks import format_of, open_sink
-from captioner.caption import Caption
 from captioner.errors import CaptionerError, ConfigError
+from captioner.outputs import Caption
 from captioner.utils.files import replacing
 
 _END = b'{"photos": '

@@ -37,7 +37,7 @@ from captioner.data.features import FeatureCache
 from captioner.data.sampler import Key, LengthAwareSampler
 from captioner.errors import DataError, ImageError
 from captioner.image.io import Preprocess, open_image
-from captioner.text import Vocabulary, tokenize
+from captioner.tokenizer import Vocabulary, tokenize
 
 logger = logging.getLogger(__name__)
 

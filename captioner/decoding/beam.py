@@ -29,7 +29,7 @@ from captioner.decoding.beams import Beams, Results
 from captioner.decoding.constraints import check_vocabulary, constrain, missing_words
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.stepper import Decoders, Hypothesis, Memories, Stepper
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 from captioner.decoding.constraints import missing_words
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.stepper import Hypothesis
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captioner.decoding.options import SearchOptions
 from captioner.errors import ConfigError
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 
 def constrain(words: Tensor, log_probs: Tensor, options: SearchOptions) -> Tensor:

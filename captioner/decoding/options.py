@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from captioner.errors import ConfigError
-from captioner.text import Vocabulary, tokenize
+from captioner.tokenizer import Vocabulary, tokenize
 
 SPECIALS = (Vocabulary.PAD, Vocabulary.START, Vocabulary.UNK)
 LengthPenalty: TypeAlias = "float | Literal['average']"

@@ -18,7 +18,7 @@ from torch import Tensor
 from captioner.decoding.constraints import check_vocabulary, constrain
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.stepper import Decoders, Hypothesis, Memories, Stepper
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 _ENDS = (Vocabulary.END, Vocabulary.PAD)
 

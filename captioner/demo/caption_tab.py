@@ -19,7 +19,7 @@ from captioner.demo.settings import Settings, search_options
 from captioner.demo.view import View, caption_photo, score_sentence
 from captioner.demo.viewer import attention_viewer, read_asset
 from captioner.errors import CaptionerError
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 
 def build(models: Models, examples: Sequence[str], first: View | None = None) -> None:

@@ -21,12 +21,12 @@ from gradio.utils import get_upload_folder
 
 from captioner.api import Captioner
 from captioner.batch.formats import JsonLinesFormat
-from captioner.caption import Caption
 from captioner.demo.limits import BATCH_QUEUE, MODEL_QUEUE, PHOTO, TEXT
 from captioner.demo.models import Models
 from captioner.demo.uploads import Upload, caption_uploads, open_photo
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.image.io import ImageSource
+from captioner.outputs import Caption
 
 _BEAMS, _CAPTIONS = 10, 8  # at most, as on the page
 

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from captioner.api import Captioner
-from captioner.caption import Caption, SentenceScore
 from captioner.errors import CaptionerError, ImageError
 from captioner.image.io import open_image
-from captioner.text import detokenize
+from captioner.outputs import Caption, SentenceScore
+from captioner.tokenizer import detokenize
 
 SHOWN_SIDE = 1024  # pixels of the longer side of the photo that the browser gets
 MOST_PIXELS = 64_000_000  # larger than any phone's photo; decoded, 192 MB

@@ -16,7 +16,7 @@ wrong match:
 - `top`, `board`, `baseball`, `basketball`, `ski`, `computer`, `cell`, `bag`, `sign`, `screen`,
   `couple`, `family`, `crowd`, `group` and `team` alone name nothing.
 
-Words are those of `captioner.text.tokenize`: lower-case, without punctuation.
+Words are those of `captioner.tokenizer.tokenize`: lower-case, without punctuation.
 """
 
 from collections.abc import Sequence
@@ -260,7 +260,7 @@ def name_categories(words: Sequence[str]) -> list[str | None]:
     Compounds are matched from left to right, the longest first; see the module text for the rules.
 
     Args:
-        words: One caption as `captioner.text.tokenize` gives it.
+        words: One caption as `captioner.tokenizer.tokenize` gives it.
 
     Returns:
         One entry per word.

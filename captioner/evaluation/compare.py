@@ -24,7 +24,7 @@ from captioner.evaluation.statistics import (
     ScoreTable,
     compare_tables,
 )
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from captioner.models.attention import Memory
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Grid
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 _BATCH = 32  # deletions at a time: each has its own copy of the photo's memory
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from captioner.evaluation.ngrams import Words
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 RARE_SHARE = 0.01  # a word is rare if the references of at most this share of the photos use it
 _AGREED = 2  # references of a photo that must use a word for it to be expected there

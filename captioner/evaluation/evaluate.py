@@ -26,7 +26,7 @@ from captioner.evaluation.faithfulness_report import FaithfulnessReport
 from captioner.evaluation.probe import AttentionProbe
 from captioner.evaluation.quality import CaptionQuality, measure_quality
 from captioner.evaluation.scores import CaptionScores
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
     from captioner.api import Caption, Captioner, Failure

@@ -19,7 +19,7 @@ from captioner.evaluation.diversity import Diversity, measure_diversity
 from captioner.evaluation.official import OfficialScore, official_scores
 from captioner.evaluation.scores import CaptionScores, score_tokens
 from captioner.evaluation.statistics import CONFIDENCE, SAMPLES, ScoreTable, bootstrap_intervals
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 METRIC_NAMES = {
     **{f"bleu{n}": f"BLEU-{n}" for n in range(1, 5)},

@@ -13,7 +13,7 @@ from captioner.evaluation.faithfulness_report import METHODS
 from captioner.evaluation.plots import curves, histogram
 from captioner.evaluation.quality import METRIC_NAMES, CaptionQuality, format_score
 from captioner.evaluation.statistics import CONFIDENCE, SAMPLES
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 if TYPE_CHECKING:
     from captioner.evaluation.attention_report import Figures

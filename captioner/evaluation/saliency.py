@@ -25,7 +25,7 @@ from torch import Tensor
 
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Grid
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
     from captioner.api import Captioner

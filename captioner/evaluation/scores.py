@@ -9,7 +9,7 @@ from captioner.evaluation.bleu import BleuScore, bleu
 from captioner.evaluation.cider import CiderScore, cider_d
 from captioner.evaluation.ngrams import Words
 from captioner.evaluation.rouge import RougeScore, rouge_l
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 
 @dataclass(frozen=True)

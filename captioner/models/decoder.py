@@ -21,7 +21,7 @@ from captioner.config import AttentionConfig, DecoderConfig
 from captioner.errors import ConfigError
 from captioner.models.attention import Attention, Look, Memory
 from captioner.models.encoder import Grid
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 
 class State(NamedTuple):

@@ -13,7 +13,7 @@ from captioner.errors import ConfigError, DataError
 from captioner.prepare.duplicates import fingerprints, gather, groups
 from captioner.prepare.report import Report
 from captioner.prepare.rows import Row
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)
 

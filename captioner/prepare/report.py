@@ -12,7 +12,7 @@ import numpy as np
 from captioner.data.examples import Example
 from captioner.prepare.captions import count_splits
 from captioner.prepare.index import some
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 _SHOWN = 10  # words
 

@@ -24,7 +24,7 @@ from captioner.errors import ConfigError
 from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess
 from captioner.models.encoder import Encoder
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 from captioner.utils.device import autocast
 
 logger = logging.getLogger(__name__)

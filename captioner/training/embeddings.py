@@ -20,7 +20,7 @@ import torch
 from captioner.config import Config
 from captioner.errors import ConfigError, DataError
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 logger = logging.getLogger(__name__)
 

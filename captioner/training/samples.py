@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from captioner.caption import Caption
 from captioner.config import Config
 from captioner.data.examples import Example
 from captioner.decoding.beam import beam_search
@@ -26,7 +25,8 @@ from captioner.errors import CaptionerError
 from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary, detokenize
+from captioner.outputs import Caption
+from captioner.tokenizer import Vocabulary, detokenize
 from captioner.utils.device import autocast
 from captioner.utils.files import replacing
 

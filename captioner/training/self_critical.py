@@ -29,7 +29,7 @@ from captioner.decoding.stepper import Hypothesis
 from captioner.evaluation.cider import DocumentFrequency, cider_d
 from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 from captioner.training.distributed import sum_over_ranks
 from captioner.training.losses import Losses, Share, attention_losses
 from captioner.training.objective import Objective

@@ -16,7 +16,7 @@ from captioner.errors import CheckpointError, ConfigError
 from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
 from captioner.models.encoder import Encoder
-from captioner.text import Vocabulary, tokenize
+from captioner.tokenizer import Vocabulary, tokenize
 from captioner.training.distributed import world_size
 from captioner.utils.files import replacing
 

@@ -11,7 +11,7 @@ from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
 from captioner.evaluation.scores import score_captions
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 from captioner.training.attention_sums import AttentionSums
 from captioner.training.datasets import TrainingData
 from captioner.training.distributed import gather, rank, world_size

@@ -32,7 +32,7 @@ from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
 from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 from captioner.utils.device import Precision, autocast, trunk_autocast
 
 

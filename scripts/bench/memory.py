@@ -154,7 +154,7 @@ def make_model(path: str) -> None:
     from captioner.config import AttentionConfig, DecoderConfig, EncoderConfig, ModelConfig
     from captioner.image.transforms import Preprocess
     from captioner.models.captioner import CaptionModel
-    from captioner.text import Vocabulary
+    from captioner.tokenizer import Vocabulary
 
     torch.manual_seed(0)
     config = ModelConfig(

@@ -28,7 +28,7 @@ from captioner.data.splits import read_captions
 from captioner.evaluation.cider import cider_d
 from captioner.evaluation.quality import measure_quality
 from captioner.evaluation.results import match_results, read_results
-from captioner.text import tokenize
+from captioner.tokenizer import tokenize
 
 ROUNDS = 3
 WORDS = 12_000

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captioner.models.decoder import Decoder, State
 from captioner.models.encoder import Grid
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 
 
 class Beam(NamedTuple):

@@ -40,7 +40,7 @@ from captioner.data.examples import Example
 from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler
 from captioner.models.captioner import CaptionModel
-from captioner.text import Vocabulary
+from captioner.tokenizer import Vocabulary
 from captioner.training.losses import Share
 from captioner.training.objective import Objective, build_objective
 from captioner.training.optimizer import AveragedWeights, build_optimizer
