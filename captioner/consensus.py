@@ -16,7 +16,7 @@ import numpy as np
 
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.stepper import Hypothesis
-from captioner.evaluation.cider import DocumentFrequency, cider_d
+from captioner.metrics.cider import DocumentFrequency, cider_d
 
 _UNIFORM = DocumentFrequency([[[]], [[]]])  # no n-gram is known, so all count as equally rare
 

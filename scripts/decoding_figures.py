@@ -25,7 +25,7 @@ from captioner.data.splits import read_captions
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import photo_key, sample
-from captioner.evaluation.scores import score_captions
+from captioner.metrics.coco_caption import score_captions
 from captioner.models.encoder import Grid
 from captioner.tokenizer import tokenize
 from captioner.utils.device import autocast

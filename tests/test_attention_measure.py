@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from captioner.errors import DataError
 from captioner.evaluation.attention import CategoryMasks, WordMap, centre_map, measure_attention
-from captioner.evaluation.categories import CATEGORIES
 from captioner.evaluation.masks import cell_centres, dilate, grid_coverage
+from captioner.metrics.coco_categories import CATEGORIES
 
 WIDTH, HEIGHT = 40, 30
 NAMES = {1: ("dog", "animal"), 2: ("person", "person"), 3: ("frisbee", "sports")}

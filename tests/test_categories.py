@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.evaluation.categories import CATEGORIES, name_categories, word_class
+from captioner.metrics.coco_categories import CATEGORIES, name_categories, word_class
 
 
 @pytest.mark.parametrize(

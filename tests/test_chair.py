@@ -6,7 +6,7 @@ import math
 import pytest
 
 from captioner.errors import DataError
-from captioner.evaluation.chair import measure_hallucination, read_objects
+from captioner.metrics.chair import measure_hallucination, read_objects
 
 
 def split(*captions):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from captioner.evaluation.diversity import measure_diversity, training_captions
+from captioner.metrics.diversity import measure_diversity, training_captions
 
 
 def split(*captions):

@@ -15,8 +15,8 @@ from captioner.data.splits import read_captions
 from captioner.errors import DataError
 from captioner.evaluation.attention import CategoryMasks, measure_attention
 from captioner.evaluation.evaluate import evaluate
-from captioner.evaluation.scores import score_captions
 from captioner.image.transforms import Preprocess
+from captioner.metrics.coco_caption import score_captions
 from captioner.tokenizer import Vocabulary, tokenize
 
 WORDS = (

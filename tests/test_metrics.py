@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.errors import DataError
-from captioner.evaluation.bleu import bleu
-from captioner.evaluation.cider import DocumentFrequency, cider, cider_d
-from captioner.evaluation.ngrams import count_ngrams
-from captioner.evaluation.rouge import longest_common_subsequence, rouge_l
+from captioner.metrics.bleu import bleu
+from captioner.metrics.cider import DocumentFrequency, cider, cider_d
+from captioner.metrics.ngrams import count_ngrams
+from captioner.metrics.rouge import longest_common_subsequence, rouge_l
 from captioner.tokenizer import tokenize
 
 

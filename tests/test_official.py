@@ -7,9 +7,9 @@ from itertools import chain
 import pytest
 
 from captioner import cli
-from captioner.evaluation import official
-from captioner.evaluation.official import UnusableError, meteor, official_scores, ptb_tokenize
-from captioner.evaluation.scores import score_captions
+from captioner.metrics import official
+from captioner.metrics.coco_caption import score_captions
+from captioner.metrics.official import UnusableError, meteor, official_scores, ptb_tokenize
 from captioner.tokenizer import tokenize
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")

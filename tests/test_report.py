@@ -17,8 +17,8 @@ from tiny import MODEL, shake
 from captioner import cli
 from captioner.checkpoint import Header, save_checkpoint
 from captioner.data.examples import Example
+from captioner.evaluation.caption_metrics import measure_quality
 from captioner.evaluation.plots import curves, histogram
-from captioner.evaluation.quality import measure_quality
 from captioner.evaluation.report import ReportPhoto, write_report
 from captioner.image.transforms import Preprocess
 from captioner.models.captioner import CaptionModel

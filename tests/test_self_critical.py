@@ -14,7 +14,7 @@ from captioner.data.batches import CaptionBatch
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import photo_key, sample
 from captioner.errors import ConfigError
-from captioner.evaluation.cider import DocumentFrequency, cider_d
+from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.tokenizer import Vocabulary
 from captioner.training.loop import Trainer
 from captioner.training.losses import Share

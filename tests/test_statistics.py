@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.errors import DataError
-from captioner.evaluation import statistics
-from captioner.evaluation.bleu import bleu
-from captioner.evaluation.cider import DocumentFrequency, cider_d
-from captioner.evaluation.rouge import rouge_l
-from captioner.evaluation.scores import score_tokens
-from captioner.evaluation.statistics import (
+from captioner.metrics import significance as statistics
+from captioner.metrics.bleu import bleu
+from captioner.metrics.cider import DocumentFrequency, cider_d
+from captioner.metrics.coco_caption import score_tokens
+from captioner.metrics.rouge import rouge_l
+from captioner.metrics.significance import (
     ScoreTable,
     bootstrap_intervals,
     compare_tables,

@@ -1,7 +1,7 @@
 """Attention maps measured against COCO object masks.
 
 For each generated word that names a COCO category present in the photo
-(`captioner.evaluation.categories`), the word's map is held against the union mask of that
+(`captioner.metrics.coco_categories`), the word's map is held against the union mask of that
 category's objects:
 
 - **Attention correctness** (Liu et al. 2017, arXiv 1605.09553): the attention mass inside the mask,
@@ -33,8 +33,8 @@ import numpy as np
 
 from captioner.errors import DataError
 from captioner.evaluation.attention_report import AttentionReport, Figures
-from captioner.evaluation.categories import name_categories, word_class
 from captioner.evaluation.masks import CategoryMasks, cell_centres, dilate, grid_coverage
+from captioner.metrics.coco_categories import name_categories, word_class
 
 __all__ = [
     "CENTRE_SIGMA",

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from captioner.arguments import given_search_options, load_captioner, search_options
 from captioner.data.splits import read_captions
 from captioner.errors import CaptionerError, ConfigError
-from captioner.evaluation.chair import read_objects
 from captioner.evaluation.compare import compare_files
-from captioner.evaluation.diversity import training_captions
 from captioner.evaluation.report import ReportPhoto, write_report
 from captioner.evaluation.results import score_results
+from captioner.metrics.chair import read_objects
+from captioner.metrics.diversity import training_captions
 from captioner.utils.files import replacing
 
 if TYPE_CHECKING:

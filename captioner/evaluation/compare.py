@@ -13,10 +13,10 @@ import numpy as np
 
 from captioner.data.examples import Example, read_text
 from captioner.errors import DataError
-from captioner.evaluation.quality import METRIC_NAMES, format_score, references_digest
+from captioner.evaluation.caption_metrics import METRIC_NAMES, format_score, references_digest
 from captioner.evaluation.results import match_results, read_results
-from captioner.evaluation.scores import score_tokens
-from captioner.evaluation.statistics import (
+from captioner.metrics.coco_caption import score_tokens
+from captioner.metrics.significance import (
     CONFIDENCE,
     SAMPLES,
     TRIALS,

@@ -21,11 +21,11 @@ import numpy as np
 from captioner.data.examples import Example
 from captioner.errors import DataError
 from captioner.evaluation.attention import AttentionReport, CategoryMasks
-from captioner.evaluation.chair import read_objects
+from captioner.evaluation.caption_metrics import CaptionQuality, measure_quality
 from captioner.evaluation.faithfulness_report import FaithfulnessReport
 from captioner.evaluation.probe import AttentionProbe
-from captioner.evaluation.quality import CaptionQuality, measure_quality
-from captioner.evaluation.scores import CaptionScores
+from captioner.metrics.chair import read_objects
+from captioner.metrics.coco_caption import CaptionScores
 from captioner.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
@@ -130,14 +130,14 @@ def evaluate(
         examples: Photos with their references.
         instances: COCO ``instances_*.json`` files. The maps of those photos whose ids they hold
             are measured against the masks (:mod:`captioner.evaluation.attention`), and their
-            captions for objects that are not there (:mod:`captioner.evaluation.chair`).
+            captions for objects that are not there (:mod:`captioner.metrics.chair`).
         saliency: Beside them measure the saliency maps of the same words, for comparison
             (:mod:`captioner.evaluation.saliency`); about as slow as captioning.
         deletions: Run the deletion check (:mod:`captioner.evaluation.faithfulness`) on so many
             photos, spread evenly over all; several times slower than captioning.
         training: Captions of the training set (:func:`~.diversity.training_captions`): finds
             copies among the captions.
-        official: Also run the official Java metrics (:mod:`captioner.evaluation.official`).
+        official: Also run the official Java metrics (:mod:`captioner.metrics.official`).
         watch: Called with each caption as it comes.
         batch_size: Photos encoded and decoded together.
         progress: Show a bar on stderr, if that is a terminal.

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from captioner.evaluation.categories import name_categories, word_class
 from captioner.evaluation.deletion import (
     by_weight,
     deleted_log_probs,
@@ -31,6 +30,7 @@ from captioner.evaluation.deletion import (
     remember_with_mean,
 )
 from captioner.evaluation.faithfulness_report import METHODS, DeletionCurve, FaithfulnessReport
+from captioner.metrics.coco_categories import name_categories, word_class
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Grid
 

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.errors import ImageError
-from captioner.evaluation.quality import CaptionQuality
+from captioner.evaluation.caption_metrics import CaptionQuality
 from captioner.evaluation.report_sections import sections
 from captioner.image.io import open_image
 from captioner.utils.files import replacing

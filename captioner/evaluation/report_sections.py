@@ -9,10 +9,10 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from captioner import __version__
+from captioner.evaluation.caption_metrics import METRIC_NAMES, CaptionQuality, format_score
 from captioner.evaluation.faithfulness_report import METHODS
 from captioner.evaluation.plots import curves, histogram
-from captioner.evaluation.quality import METRIC_NAMES, CaptionQuality, format_score
-from captioner.evaluation.statistics import CONFIDENCE, SAMPLES
+from captioner.metrics.significance import CONFIDENCE, SAMPLES
 from captioner.tokenizer import tokenize
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from typing import Any
 
 from captioner.data.examples import Example, read_text
 from captioner.errors import DataError
-from captioner.evaluation.quality import CaptionQuality, measure_quality
+from captioner.evaluation.caption_metrics import CaptionQuality, measure_quality
 
 _ID_KEYS = ("image_id", "id", "cocoid", "imgid")
 _NAME_KEYS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path")

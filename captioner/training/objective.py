@@ -40,7 +40,7 @@ def build_objective(
     if hard:
         raise ConfigError("loss.objective=self_critical needs attention.mode=soft")
 
-    from captioner.evaluation.cider import DocumentFrequency
+    from captioner.metrics.cider import DocumentFrequency
     from captioner.training.self_critical import SelfCritical
 
     references = [ids for ids in data.references() if ids]

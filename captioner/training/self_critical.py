@@ -26,8 +26,8 @@ from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import photo_key, sample
 from captioner.decoding.stepper import Hypothesis
-from captioner.evaluation.cider import DocumentFrequency, cider_d
 from captioner.image.transforms import Preprocess
+from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.models.captioner import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.distributed import sum_over_ranks

@@ -9,7 +9,7 @@ import torch
 from captioner.config import Config
 from captioner.decoding.beam import beam_search
 from captioner.decoding.options import SearchOptions
-from captioner.evaluation.scores import score_captions
+from captioner.metrics.coco_caption import score_captions
 from captioner.models.captioner import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.attention_sums import AttentionSums

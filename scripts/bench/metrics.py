@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from captioner.data.splits import read_captions
-from captioner.evaluation.cider import cider_d
-from captioner.evaluation.quality import measure_quality
+from captioner.evaluation.caption_metrics import measure_quality
 from captioner.evaluation.results import match_results, read_results
+from captioner.metrics.cider import cider_d
 from captioner.tokenizer import tokenize
 
 ROUNDS = 3

@@ -17,7 +17,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from captioner.evaluation.ngrams import Tokens, check_captions, check_references
+from captioner.metrics.ngrams import Tokens, check_captions, check_references
 
 MAX_ORDER = 4
 SIGMA = 6.0  # of the Gaussian penalty on the difference in length, in words

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from captioner.evaluation.bleu import BleuScore, bleu
-from captioner.evaluation.cider import CiderScore, cider_d
-from captioner.evaluation.ngrams import Words
-from captioner.evaluation.rouge import RougeScore, rouge_l
+from captioner.metrics.bleu import BleuScore, bleu
+from captioner.metrics.cider import CiderScore, cider_d
+from captioner.metrics.ngrams import Words
+from captioner.metrics.rouge import RougeScore, rouge_l
 from captioner.tokenizer import tokenize
 
 

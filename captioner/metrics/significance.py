@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from captioner.errors import DataError
-from captioner.evaluation.bleu import bleu_of_counts
-from captioner.evaluation.scores import CaptionScores
+from captioner.metrics.bleu import bleu_of_counts
+from captioner.metrics.coco_caption import CaptionScores
 
 Floats = npt.NDArray[np.float64]
 

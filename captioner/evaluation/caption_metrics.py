@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captioner import __version__
-from captioner.evaluation.chair import Hallucination, measure_hallucination
-from captioner.evaluation.diversity import Diversity, measure_diversity
-from captioner.evaluation.official import OfficialScore, official_scores
-from captioner.evaluation.scores import CaptionScores, score_tokens
-from captioner.evaluation.statistics import CONFIDENCE, SAMPLES, ScoreTable, bootstrap_intervals
+from captioner.metrics.chair import Hallucination, measure_hallucination
+from captioner.metrics.coco_caption import CaptionScores, score_tokens
+from captioner.metrics.diversity import Diversity, measure_diversity
+from captioner.metrics.official import OfficialScore, official_scores
+from captioner.metrics.significance import CONFIDENCE, SAMPLES, ScoreTable, bootstrap_intervals
 from captioner.tokenizer import tokenize
 
 METRIC_NAMES = {

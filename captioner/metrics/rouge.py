@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from captioner.evaluation.ngrams import Words, check_captions
+from captioner.metrics.ngrams import Words, check_captions
 
 BETA = 1.2  # the weight of recall against precision in the official evaluation
 

@@ -5,7 +5,7 @@ reference captions names it. CHAIR_i is the share of the objects named that are 
 the share of captions that name at least one such object; lower is better, 0 to 1. Both reward
 silence: a caption that names nothing is never wrong.
 
-Which words name an object is decided by :mod:`captioner.evaluation.categories`, a table that keeps
+Which words name an object is decided by :mod:`captioner.metrics.coco_categories`, a table that keeps
 silent where a word has two readings. It finds fewer objects than the table of the authors, in
 captions and references alike: figures may be too low, and must not be set beside published ones.
 Figures of two models by this table can be compared.
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from captioner.evaluation.categories import CATEGORIES, name_categories
-from captioner.evaluation.ngrams import Words
+from captioner.metrics.coco_categories import CATEGORIES, name_categories
+from captioner.metrics.ngrams import Words
 
 _SHOWN = 3  # categories in a table
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from captioner.evaluation.ngrams import Words
+from captioner.metrics.ngrams import Words
 from captioner.tokenizer import tokenize
 
 RARE_SHARE = 0.01  # a word is rare if the references of at most this share of the photos use it

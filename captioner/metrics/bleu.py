@@ -8,7 +8,7 @@ from operator import or_
 import numpy as np
 import numpy.typing as npt
 
-from captioner.evaluation.ngrams import NGram, Words, check_captions, count_ngrams
+from captioner.metrics.ngrams import NGram, Words, check_captions, count_ngrams
 
 # The smoothing of coco-caption: 0 of 0 n-grams counts as (nearly) 0, not as an error.
 _TINY = 1e-15
