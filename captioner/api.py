@@ -22,21 +22,21 @@ import numpy as np
 import torch
 
 from captioner.checkpoint import Header, load_checkpoint
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
 from captioner.decoding.options import SearchOptions, search_options
 from captioner.decoding.sampling import photo_key, sample
 from captioner.decoding.stepper import Hypothesis, mean_map, mean_probability
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.image.io import ImageSource, open_image
 from captioner.models.encoder import Grid
-from captioner.models.folding import fold_batch_norms
+from captioner.models.fuse_bn import fold_batch_norms
 from captioner.outputs import Caption, Failure, SentenceScore
 from captioner.tokenizer import Vocabulary, detokenize, tokenize
 from captioner.utils.device import Precision, autocast, resolve_device, trunk_autocast
 from captioner.utils.parallel import map_ahead
 
 if TYPE_CHECKING:
-    from captioner.models.captioner import CaptionModel
+    from captioner.models.caption_model import CaptionModel
 
 __all__ = ["DEFAULT_WEIGHTS", "Caption", "Captioner", "Failure", "SentenceScore"]
 
@@ -238,7 +238,7 @@ class Captioner:
             else:
                 found = beam_search(decoders, memories, options)
         if options.mbr:
-            from captioner.consensus import choose
+            from captioner.decoding.mbr import choose
 
             found = [choose(sentences, options) for sentences in found]
         return found

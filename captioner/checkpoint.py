@@ -22,7 +22,7 @@ from captioner.utils.files import replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from captioner.models.captioner import CaptionModel
+    from captioner.models.caption_model import CaptionModel
 
 FORMAT_VERSION = 1
 _HEADER = "captioner"
@@ -148,7 +148,7 @@ def load_checkpoint(path: str | Path) -> tuple[CaptionModel, Header]:
     Raises:
         CheckpointError: The file cannot be used; the message says why.
     """
-    from captioner.models.captioner import CaptionModel
+    from captioner.models.caption_model import CaptionModel
 
     header = read_header(path)
     weights = load_weights(path)

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from captioner import Captioner
-from captioner.consensus import choose
 from captioner.data.splits import read_captions
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
+from captioner.decoding.mbr import choose
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import photo_key, sample
 from captioner.metrics.coco_caption import score_captions

@@ -9,7 +9,7 @@ import torch
 from tiny import MODEL, shake
 from tiny_files import make_photos, save_model
 
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 
 torch.set_num_threads(2)
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from tiny import FEATURES, SIDE, make_captions, make_decoder, make_grid
 
 from captioner.config import AttentionConfig
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
 from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import SearchOptions
 from captioner.errors import ConfigError
-from captioner.models import additive
-from captioner.models.additive import additive_score
+from captioner.models import additive_attention as additive
+from captioner.models.additive_attention import additive_score
 from captioner.models.attention import Attention
 from captioner.models.normalizers import normalize
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import SPECIALS, make_decoder, make_grid
 
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
 from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.stepper import Stepper

@@ -22,7 +22,7 @@ from captioner.checkpoint import (
 from captioner.config import AttentionConfig, DecoderConfig
 from captioner.errors import CheckpointError
 from captioner.image.transforms import Preprocess
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.utils.files import replacing
 

@@ -10,7 +10,7 @@ from tiny import MODEL
 from tiny_files import WORDS, environment
 
 from captioner import __version__, cli
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 
 
 def test_help_is_quick_and_complete():

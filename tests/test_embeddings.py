@@ -10,7 +10,7 @@ from tiny import MODEL
 
 from captioner.config import Config, DataConfig
 from captioner.errors import ConfigError, DataError
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.embeddings import read_vectors, start_embeddings
 

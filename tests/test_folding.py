@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from captioner.models.backbones import Backbone, build_backbone
-from captioner.models.folding import fold_batch_norms
+from captioner.models.fuse_bn import fold_batch_norms
 
 SIZE = 64
 

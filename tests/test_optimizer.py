@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from captioner.config import Config, from_dict, to_dict
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.training.optimizer import AveragedWeights, build_optimizer, build_schedule
 
 

@@ -21,7 +21,7 @@ from captioner.evaluation.caption_metrics import measure_quality
 from captioner.evaluation.plots import curves, histogram
 from captioner.evaluation.report import ReportPhoto, write_report
 from captioner.image.transforms import Preprocess
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 
 EVIL = [

@@ -13,7 +13,7 @@ from tiny_files import WORDS, make_photos
 from captioner.checkpoint import load_checkpoint
 from captioner.config import Config, LogConfig, OptimConfig, ValidationConfig
 from captioner.data.examples import Example
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
 from captioner.decoding.options import SearchOptions
 from captioner.tokenizer import detokenize
 from captioner.training.samples import spread, write_samples

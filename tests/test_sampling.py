@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from test_beam import assert_same, photo, teacher_forced, with_end_bias
 from tiny import SPECIALS, make_decoder, make_grid
 
-from captioner.consensus import consensus_order
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
 from captioner.decoding.greedy import greedy_search
+from captioner.decoding.mbr import consensus_order
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import draw, sample, truncate
 from captioner.models.attention import Memory

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_beam import photo, teacher_forced, with_end_bias
 from tiny import SPECIALS, make_decoder, make_grid
 
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
 from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import SearchOptions, search_options
 from captioner.decoding.sampling import sample

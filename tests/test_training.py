@@ -12,7 +12,7 @@ from pictures import draw, scenes, sentences, write_pictures
 
 from captioner.checkpoint import load_checkpoint, load_weights, read_header
 from captioner.config import Config, from_dict, load_config, to_dict
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
 from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import SearchOptions
 from captioner.errors import CaptionerError, CheckpointError, ConfigError

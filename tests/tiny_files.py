@@ -11,7 +11,7 @@ from tiny import MODEL, shake
 from captioner import cli
 from captioner.checkpoint import Header, save_checkpoint
 from captioner.image.transforms import Preprocess
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 
 WORDS = ["a", "dog", "cat", "runs", "sits", "on", "the", "grass", "red", "blue", "ball", "two"]

@@ -29,7 +29,7 @@ class SearchOptions:
             sentences. ``"average"`` is log P / n.
         banned: Ids that are never produced; PAD and START are not in any case.
         required: Ids that every sentence contains (constrained beam search,
-            :mod:`captioner.decoding.beam`).
+            :mod:`captioner.decoding.beam_search`).
         no_repeat_ngram: N: no sequence of N words occurs twice in a sentence; 0 for no limit.
         groups: Of beams, each of which avoids the words that the others choose at the same place
             (diverse beam search, Vijayakumar et al. 2016). K must be a multiple.
@@ -42,7 +42,7 @@ class SearchOptions:
             (Holtzman et al. 2020).
         seed: Of the draws.
         mbr: Number of sentences to search, from which the caller takes those that agree most with
-            the others (minimum Bayes risk, :mod:`captioner.consensus`); 0 for none.
+            the others (minimum Bayes risk, :mod:`captioner.decoding.mbr`); 0 for none.
 
     Raises:
         ConfigError: A value is impossible, or two contradict each other.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from captioner.config import AttentionConfig
 from captioner.errors import ConfigError
-from captioner.models.additive import additive_score
+from captioner.models.additive_attention import additive_score
 from captioner.models.normalizers import normalize
 
 

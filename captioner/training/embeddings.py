@@ -19,7 +19,7 @@ import torch
 
 from captioner.config import Config
 from captioner.errors import ConfigError, DataError
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 
 logger = logging.getLogger(__name__)

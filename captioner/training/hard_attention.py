@@ -15,7 +15,7 @@ from torch import Tensor
 from captioner.config import LossConfig
 from captioner.data.batches import CaptionBatch
 from captioner.image.transforms import Preprocess
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.training.distributed import sum_over_ranks
 from captioner.training.losses import Losses, Share, attention_entropy, caption_losses
 from captioner.training.objective import Objective

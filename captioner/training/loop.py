@@ -27,7 +27,7 @@ from captioner.config import Config
 from captioner.data.batches import CaptionBatch, make_loader
 from captioner.data.sampler import LengthAwareSampler
 from captioner.errors import CaptionerError, CheckpointError
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.training.datasets import TrainingData, build_datasets, read_examples
 from captioner.training.distributed import (
     gather,

@@ -13,7 +13,7 @@ from captioner.config import Config, LossConfig
 from captioner.data.batches import CaptionBatch, CaptionDataset
 from captioner.errors import ConfigError
 from captioner.image.transforms import Preprocess
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.models.decoder import TeacherForced
 from captioner.training.losses import Losses, Share, caption_losses
 

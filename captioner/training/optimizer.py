@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.config import OptimConfig
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 
 
 def build_optimizer(model: CaptionModel, config: OptimConfig) -> torch.optim.AdamW:

@@ -19,12 +19,12 @@ import torch
 
 from captioner.config import Config
 from captioner.data.examples import Example
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
 from captioner.decoding.options import SearchOptions
 from captioner.errors import CaptionerError
 from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.outputs import Caption
 from captioner.tokenizer import Vocabulary, detokenize
 from captioner.utils.device import autocast

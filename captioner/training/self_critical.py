@@ -28,7 +28,7 @@ from captioner.decoding.sampling import photo_key, sample
 from captioner.decoding.stepper import Hypothesis
 from captioner.image.transforms import Preprocess
 from captioner.metrics.cider import DocumentFrequency, cider_d
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.distributed import sum_over_ranks
 from captioner.training.losses import Losses, Share, attention_losses

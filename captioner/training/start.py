@@ -14,7 +14,7 @@ from captioner.config import Config, load_config, to_dict
 from captioner.data.examples import Example
 from captioner.errors import CheckpointError, ConfigError
 from captioner.image.transforms import Preprocess
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.models.encoder import Encoder
 from captioner.tokenizer import Vocabulary, tokenize
 from captioner.training.distributed import world_size

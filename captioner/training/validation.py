@@ -7,10 +7,10 @@ import math
 import torch
 
 from captioner.config import Config
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
 from captioner.decoding.options import SearchOptions
 from captioner.metrics.coco_caption import score_captions
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.attention_sums import AttentionSums
 from captioner.training.datasets import TrainingData

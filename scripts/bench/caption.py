@@ -28,10 +28,10 @@ from photos import photo_files
 from captioner.api import DEFAULT_WEIGHTS, Caption, Captioner
 from captioner.checkpoint import Header
 from captioner.config import AttentionConfig, DecoderConfig, ModelConfig
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam_search import beam_search
 from captioner.decoding.options import SearchOptions
 from captioner.image.transforms import Preprocess
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.utils.device import Precision, autocast, trunk_autocast
 

@@ -153,7 +153,7 @@ def make_model(path: str) -> None:
     from captioner.checkpoint import Header, save_checkpoint
     from captioner.config import AttentionConfig, DecoderConfig, EncoderConfig, ModelConfig
     from captioner.image.transforms import Preprocess
-    from captioner.models.captioner import CaptionModel
+    from captioner.models.caption_model import CaptionModel
     from captioner.tokenizer import Vocabulary
 
     torch.manual_seed(0)

@@ -39,7 +39,7 @@ from captioner.data.batches import CaptionBatch, CaptionDataset, make_loader
 from captioner.data.examples import Example
 from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler
-from captioner.models.captioner import CaptionModel
+from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.losses import Share
 from captioner.training.objective import Objective, build_objective
