@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from captioner import Captioner
-from captioner.data.splits import read_captions
+from captioner.data.annotations import read_captions
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.mbr import choose
 from captioner.decoding.options import SearchOptions

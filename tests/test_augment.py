@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from captioner.config import Config, from_dict
 from captioner.data.augment import Augmentation, draw_crop
-from captioner.data.batches import CaptionDataset, collate
+from captioner.data.dataset import CaptionDataset, collate
 from captioner.data.examples import Example
 from captioner.data.feature_cache import FeatureCache
 from captioner.data.features import build_features

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from captioner.data.batches import CaptionDataset, collate, make_loader, mirror_words
+from captioner.data.dataset import CaptionDataset, collate, make_loader, mirror_words
 from captioner.data.examples import Example
 from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler

@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
+from captioner.data.annotations import read_captions
 from captioner.data.coco import read_coco
 from captioner.data.examples import Example
-from captioner.data.splits import read_captions
 from captioner.errors import DataError
 
 CAPTIONS = {

@@ -7,7 +7,7 @@ from test_training import log_lines, recipe, same
 from tiny import FEATURES, make_captions, make_decoder, make_grid
 
 from captioner.config import AttentionConfig, LossConfig
-from captioner.data.batches import CaptionBatch
+from captioner.data.dataset import CaptionBatch
 from captioner.errors import ConfigError
 from captioner.models.attention import Attention
 from captioner.training.hard_attention import HardAttention

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captioner import cli
-from captioner.data.splits import read_captions
+from captioner.data.annotations import read_captions
 from captioner.errors import ConfigError, DataError
-from captioner.prepare.duplicates import (
+from captioner.prepare.custom import check_and_split, draw_splits
+from captioner.prepare.near_duplicates import (
     NEAR,
     Fingerprint,
     fingerprint,
@@ -24,7 +25,6 @@ from captioner.prepare.duplicates import (
     groups,
     near_pairs,
 )
-from captioner.prepare.own import check_and_split, draw_splits
 from captioner.prepare.rows import read_folder, read_rows
 
 

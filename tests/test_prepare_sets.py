@@ -5,13 +5,13 @@ import json
 import pytest
 
 from captioner import cli
-from captioner.data.splits import read_captions
+from captioner.data.annotations import read_captions
 from captioner.errors import DataError
-from captioner.prepare.captions import write_versions
 from captioner.prepare.coco import coco_versions
+from captioner.prepare.file_index import FileIndex
 from captioner.prepare.flickr import flickr_versions, read_token_file
-from captioner.prepare.index import FileIndex
 from captioner.prepare.karpathy import karpathy_ids, karpathy_split, pack_ids, unpack_ids
+from captioner.prepare.write import write_versions
 
 VAL, TEST, RESTVAL, TRAIN = 184613, 391895, 522418, 9  # COCO ids of each kind
 

@@ -5,7 +5,7 @@ import torch
 from tiny import SPECIALS, make_captions, make_decoder, make_grid
 
 from captioner.config import LossConfig
-from captioner.data.batches import CaptionBatch
+from captioner.data.dataset import CaptionBatch
 from captioner.training.objective import Objective
 
 WORD = 5

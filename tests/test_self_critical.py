@@ -10,7 +10,7 @@ from test_training import recipe
 from tiny import make_captions, make_decoder, make_grid
 
 from captioner.config import LossConfig
-from captioner.data.batches import CaptionBatch
+from captioner.data.dataset import CaptionBatch
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import photo_key, sample
 from captioner.errors import ConfigError

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.arguments import given_search_options, load_captioner, search_options
-from captioner.data.splits import read_captions
+from captioner.data.annotations import read_captions
 from captioner.errors import CaptionerError, ConfigError
 from captioner.evaluation.compare import compare_files
 from captioner.evaluation.report import ReportPhoto, write_report

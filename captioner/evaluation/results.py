@@ -124,7 +124,7 @@ def score_results(
     Args:
         path: The file.
         examples: Photos with their references; the photos themselves need not exist
-            (:func:`~captioner.data.splits.read_captions` with ``missing="ignore"``).
+            (:func:`~captioner.data.annotations.read_captions` with ``missing="ignore"``).
         **options: ``objects``, ``training`` and ``official`` of
             :func:`~.quality.measure_quality`.
 

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from captioner.data.annotations import read_captions
 from captioner.data.coco import read_coco
 from captioner.data.examples import Example
-from captioner.data.splits import read_captions
 from captioner.errors import DataError
-from captioner.prepare.captions import Version
-from captioner.prepare.datasets import ARCHIVES
-from captioner.prepare.index import FileIndex
+from captioner.prepare.file_index import FileIndex
 from captioner.prepare.karpathy import karpathy_split
+from captioner.prepare.registry import ARCHIVES
+from captioner.prepare.write import Version
 
 logger = logging.getLogger(__name__)
 

@@ -39,10 +39,10 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def _public(arguments: argparse.Namespace, bars: bool) -> int:
-    from captioner.prepare.captions import write_versions
-    from captioner.prepare.datasets import ARCHIVES, PHOTOS_ON_REQUEST, addresses
     from captioner.prepare.fetch import fetch, unpack_found
-    from captioner.prepare.index import FileIndex
+    from captioner.prepare.file_index import FileIndex
+    from captioner.prepare.registry import ARCHIVES, PHOTOS_ON_REQUEST, addresses
+    from captioner.prepare.write import write_versions
 
     what = arguments.what
     if not arguments.root:
@@ -76,10 +76,10 @@ def _public(arguments: argparse.Namespace, bars: bool) -> int:
 
 
 def _own(arguments: argparse.Namespace, bars: bool) -> int:
-    from captioner.prepare.captions import write_captions
-    from captioner.prepare.own import check_and_split
+    from captioner.prepare.custom import check_and_split
     from captioner.prepare.report import Report
     from captioner.prepare.rows import read_folder, read_rows
+    from captioner.prepare.write import write_captions
 
     if arguments.source is None:
         kind = "a CSV or JSONL file" if arguments.what == "csv" else "a folder"

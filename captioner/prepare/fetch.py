@@ -13,9 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioner.errors import DataError
-from captioner.prepare.datasets import DOWNLOADS, Archive
 from captioner.prepare.download import Progress, Stopped, download, verify
-from captioner.prepare.index import FileIndex
+from captioner.prepare.file_index import FileIndex
+from captioner.prepare.registry import DOWNLOADS, Archive
 from captioner.prepare.unpack import require_space, unpack
 
 logger = logging.getLogger(__name__)

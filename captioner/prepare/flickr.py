@@ -13,13 +13,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from captioner.data.annotations import read_captions
 from captioner.data.examples import Example, read_text
-from captioner.data.splits import read_captions
 from captioner.errors import DataError
-from captioner.prepare.captions import Version
-from captioner.prepare.datasets import ARCHIVES, KARPATHY
-from captioner.prepare.index import FileIndex, some
+from captioner.prepare.file_index import FileIndex, some
+from captioner.prepare.registry import ARCHIVES, KARPATHY
 from captioner.prepare.rows import read_rows
+from captioner.prepare.write import Version
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from captioner.data.examples import Example
-from captioner.prepare.captions import count_splits
-from captioner.prepare.index import some
+from captioner.prepare.file_index import some
+from captioner.prepare.write import count_splits
 from captioner.tokenizer import tokenize
 
 _SHOWN = 10  # words

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captioner.data.annotations import read_captions
 from captioner.data.examples import read_text
-from captioner.data.splits import read_captions
 from captioner.errors import DataError
 from captioner.image.io import IMAGE_SUFFIXES
 

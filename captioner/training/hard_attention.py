@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captioner.config import LossConfig
-from captioner.data.batches import CaptionBatch
+from captioner.data.dataset import CaptionBatch
 from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel
 from captioner.training.distributed import sum_over_ranks

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from captioner.checkpoint import Header, save_checkpoint
 from captioner.config import Config
-from captioner.data.batches import CaptionBatch, make_loader
+from captioner.data.dataset import CaptionBatch, make_loader
 from captioner.data.sampler import LengthAwareSampler
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.models.caption_model import CaptionModel

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from captioner.config import Config, LossConfig
-from captioner.data.batches import CaptionBatch, CaptionDataset
+from captioner.data.dataset import CaptionBatch, CaptionDataset
 from captioner.errors import ConfigError
 from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from captioner.config import LossConfig
-from captioner.data.batches import CaptionBatch
+from captioner.data.dataset import CaptionBatch
 from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import SearchOptions
 from captioner.decoding.sampling import photo_key, sample

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from captioner.data.splits import read_captions
+from captioner.data.annotations import read_captions
 from captioner.evaluation.caption_metrics import measure_quality
 from captioner.evaluation.results import match_results, read_results
 from captioner.metrics.cider import cider_d

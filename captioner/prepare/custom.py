@@ -10,7 +10,7 @@ from pathlib import Path
 
 from captioner.data.examples import Example, find_images
 from captioner.errors import ConfigError, DataError
-from captioner.prepare.duplicates import fingerprints, gather, groups
+from captioner.prepare.near_duplicates import fingerprints, gather, groups
 from captioner.prepare.report import Report
 from captioner.prepare.rows import Row
 from captioner.tokenizer import tokenize

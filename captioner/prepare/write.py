@@ -11,7 +11,7 @@ from pathlib import Path
 
 from captioner.data.examples import Example
 from captioner.errors import DataError
-from captioner.prepare.index import FileIndex, relative_to, some
+from captioner.prepare.file_index import FileIndex, relative_to, some
 from captioner.utils.files import replacing
 
 logger = logging.getLogger(__name__)
