@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from captioner.api import Caption, Failure
-from captioner.batch.run import run
-from captioner.batch.sinks import open_sink
+from captioner.batch.runner import run
 from captioner.batch.sources import open_sources
+from captioner.batch.writers import open_sink
 from captioner.errors import ImageError
 from captioner.image import io as images
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from captioner.api import Failure
 from captioner.batch.formats import CsvFormat, JsonLinesFormat, TextFormat, coco_id
-from captioner.batch.items import Item, escaped, reason
-from captioner.batch.rowfile import RowFile
-from captioner.batch.run import Summary, failure_kind, run
-from captioner.batch.sinks import open_sink
+from captioner.batch.item import Item, escaped, reason
+from captioner.batch.journal import RowFile
+from captioner.batch.runner import Summary, failure_kind, run
 from captioner.batch.sources import open_sources
 from captioner.batch.strips import StripFolder
+from captioner.batch.writers import open_sink
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.image import io as images
 

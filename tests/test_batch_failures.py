@@ -17,8 +17,8 @@ from tiny_files import environment, make_photos
 from captioner import cli
 from captioner.api import Captioner, Failure
 from captioner.batch import archives
-from captioner.batch.items import Item
-from captioner.batch.run import caption_items
+from captioner.batch.item import Item
+from captioner.batch.runner import caption_items
 from captioner.batch.sources import open_sources
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fake_captioner import caption_to, make_photos, names, save
 
-from captioner.batch.items import Item
+from captioner.batch.item import Item
 from captioner.batch.sources import count_photos, open_sources
 
 

@@ -27,7 +27,7 @@ def serve():
     import timm  # noqa: F401
 
     import captioner.api
-    import captioner.batch.run  # noqa: F401
+    import captioner.batch.runner  # noqa: F401
     from captioner import cli
 
     for line in sys.stdin:

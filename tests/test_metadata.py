@@ -10,7 +10,7 @@ from fake_captioner import FakeCaptioner, caption_to
 from PIL import Image, ImageCms, ImageSequence
 
 from captioner import cli
-from captioner.batch.items import Item
+from captioner.batch.item import Item
 from captioner.batch.metadata import MetadataFolder, embed_caption
 from captioner.errors import ConfigError, ImageError
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from captioner import cli
 from captioner.batch.parquet_sink import write_parquet
-from captioner.batch.sinks import open_sink
 from captioner.batch.sources import count_photos, open_sources
+from captioner.batch.writers import open_sink
 from captioner.errors import CaptionerError, ConfigError
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra 'parquet'")

@@ -15,7 +15,7 @@ import torch
 from tiny_files import environment, make_photos
 
 from captioner import cli
-from captioner.batch.items import Item
+from captioner.batch.item import Item
 from captioner.batch.sources import open_sources
 from captioner.errors import CaptionerError, ConfigError
 

@@ -17,9 +17,9 @@ from tiny_files import make_photos as make_pictures
 
 from captioner import cli
 from captioner.batch import command
-from captioner.batch.items import Item
+from captioner.batch.item import Item
 from captioner.batch.parts import merge_parts
-from captioner.batch.shards import Deal, Shard, Team, find_shard
+from captioner.batch.sharding import Deal, Shard, Team, find_shard
 from captioner.errors import CaptionerError
 from captioner.utils.device import resolve_device
 

@@ -8,7 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 
-from captioner.batch.items import Item
+from captioner.batch.item import Item
 from captioner.image.io import IMAGE_SUFFIXES
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

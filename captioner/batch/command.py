@@ -14,16 +14,16 @@ from pathlib import Path
 from captioner.arguments import load_captioner, run_settings, search_options
 from captioner.batch import sources
 from captioner.batch.formats import JsonLinesFormat
+from captioner.batch.journal import Mode, RowFile
 from captioner.batch.metadata import MetadataFolder
 from captioner.batch.parts import is_merged, merge_parts, open_part, state_of_parts
 from captioner.batch.progress import Progress
-from captioner.batch.rowfile import Mode, RowFile
-from captioner.batch.run import run
-from captioner.batch.shards import Deal, Shard, Team, find_shard, is_restarted
+from captioner.batch.runner import run
+from captioner.batch.sharding import Deal, Shard, Team, find_shard, is_restarted
 from captioner.batch.sidecars import SidecarSink
-from captioner.batch.sinks import Sink, open_sink
 from captioner.batch.sources import STDIN, count_photos, open_sources
 from captioner.batch.strips import StripFolder
+from captioner.batch.writers import Sink, open_sink
 from captioner.errors import ConfigError
 
 logger = logging.getLogger(__name__)

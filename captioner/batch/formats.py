@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from captioner.batch.items import Item, Result, escaped
+from captioner.batch.item import Item, Result, escaped
 
 
 class Kept(NamedTuple):

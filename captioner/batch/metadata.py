@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from captioner.batch.atomic import write_atomically
-from captioner.batch.items import Item
-from captioner.batch.rowfile import Mode
+from captioner.batch.item import Item
+from captioner.batch.journal import Mode
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.image.io import IMAGE_SUFFIXES
 

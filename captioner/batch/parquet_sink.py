@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.batch.formats import to_json
-from captioner.batch.parquet_source import import_pyarrow
+from captioner.batch.parquet import import_pyarrow
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -23,13 +23,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from captioner.batch.formats import CocoFormat, JsonLinesFormat, Kept, to_json
-from captioner.batch.items import Item, Result, escaped
-from captioner.batch.parquet_source import import_pyarrow
+from captioner.batch.item import Item, Result, escaped
+from captioner.batch.journal import Mode, RowFile
+from captioner.batch.parquet import import_pyarrow
 from captioner.batch.row_sinks import RowSink
-from captioner.batch.rowfile import Mode, RowFile
-from captioner.batch.run import Summary, deliver
-from captioner.batch.shards import Deal
-from captioner.batch.sinks import format_of, open_sink
+from captioner.batch.runner import Summary, deliver
+from captioner.batch.sharding import Deal
+from captioner.batch.writers import format_of, open_sink
 from captioner.errors import CaptionerError, ConfigError
 from captioner.outputs import Caption
 from captioner.utils.files import replacing

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.arguments import run_settings, search_options
 from captioner.batch.formats import JsonLinesFormat
+from captioner.batch.journal import Mode
 from captioner.batch.progress import Progress
 from captioner.batch.ray_cluster import Pool, choose_pool, cluster, first_line, import_ray
 from captioner.batch.ray_parts import FORMATS, Collector, PartFolder, part_name
-from captioner.batch.rowfile import Mode
-from captioner.batch.run import Summary
+from captioner.batch.runner import Summary
 from captioner.batch.sources import expand, holds_photos, open_sources
 from captioner.errors import CaptionerError, ConfigError
 

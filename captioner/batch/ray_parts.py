@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from captioner.batch.formats import JsonLinesFormat
+from captioner.batch.journal import Mode, RowFile
+from captioner.batch.parquet import import_pyarrow
 from captioner.batch.parquet_sink import write_parquet
-from captioner.batch.parquet_source import import_pyarrow
-from captioner.batch.rowfile import Mode, RowFile
 from captioner.errors import CaptionerError, ConfigError
 from captioner.utils.files import replacing
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from captioner.batch.formats import JsonLinesFormat, to_json
-from captioner.batch.items import Item
-from captioner.batch.run import caption_items
+from captioner.batch.item import Item
+from captioner.batch.runner import caption_items
 from captioner.batch.sources import open_sources
 from captioner.errors import CaptionerError
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from captioner.batch.formats import CocoFormat, JsonLinesFormat, Kept, coco_id, to_json
-from captioner.batch.items import Item, Result
+from captioner.batch.item import Item, Result
+from captioner.batch.journal import Mode, RowFile
 from captioner.batch.parquet_sink import read_rows, write_parquet
-from captioner.batch.rowfile import Mode, RowFile
 from captioner.errors import CaptionerError
 from captioner.utils.files import replacing
 

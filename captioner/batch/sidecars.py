@@ -7,8 +7,8 @@ from collections import OrderedDict
 
 from captioner.batch.atomic import write_atomically
 from captioner.batch.formats import Kept, sentences
-from captioner.batch.items import Item, Result
-from captioner.batch.rowfile import Mode
+from captioner.batch.item import Item, Result
+from captioner.batch.journal import Mode
 
 _CLAIMS = 100_000  # far more than photos are in work at once
 

@@ -18,9 +18,9 @@ from functools import partial
 from typing import TypeAlias
 
 from captioner.batch.archives import ARCHIVE_SUFFIXES, read_archive
-from captioner.batch.items import Item
-from captioner.batch.manifests import MANIFESTS, read_stdin
-from captioner.batch.parquet_source import PARQUET_SUFFIXES, count_rows, read_parquet
+from captioner.batch.item import Item
+from captioner.batch.lists import MANIFESTS, read_stdin
+from captioner.batch.parquet import PARQUET_SUFFIXES, count_rows, read_parquet
 from captioner.image.io import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)

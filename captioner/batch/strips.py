@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.batch.atomic import write_atomically
-from captioner.batch.items import Item
+from captioner.batch.item import Item
 from captioner.batch.sources import STRIP_SUFFIX
 from captioner.errors import CaptionerError
 

@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from captioner.batch.formats import CsvFormat, Format, JsonLinesFormat
-from captioner.batch.items import Result
+from captioner.batch.item import Result
 from captioner.demo.limits import BATCH_QUEUE, PHOTOS, UPLOAD
 from captioner.demo.models import Models
 from captioner.demo.payload import error_payload

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from captioner.batch.items import Item
+from captioner.batch.item import Item
 from captioner.demo import limits
 from captioner.image.io import IMAGE_SUFFIXES
 

@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from captioner.api import Captioner
-from captioner.batch.items import Item, Result, reason
-from captioner.batch.run import caption_items
+from captioner.batch.item import Item, Result, reason
+from captioner.batch.runner import caption_items
 from captioner.demo import limits
 from captioner.demo.private import uploaded
 from captioner.demo.unzip import count_photos, read_photos, shown_name

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from captioner.batch.items import Item
-from captioner.batch.manifests import ID_KEYS, NAME_KEYS, item_of_record, roots_of
+from captioner.batch.item import Item
+from captioner.batch.lists import ID_KEYS, NAME_KEYS, item_of_record, roots_of
 from captioner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

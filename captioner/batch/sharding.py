@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from captioner.batch.items import Item
-from captioner.batch.run import Summary
+from captioner.batch.item import Item
+from captioner.batch.runner import Summary
 from captioner.batch.sidecars import SidecarSink
 from captioner.batch.strips import StripFolder
 from captioner.errors import ConfigError

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from captioner.batch.items import Item
+from captioner.batch.item import Item
 
 NAME_KEYS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path")
 ID_KEYS = ("id", "image_id", "cocoid", "imgid")

@@ -19,12 +19,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from captioner.batch.items import Item, Result, escaped, reason
+from captioner.batch.item import Item, Result, escaped, reason
+from captioner.batch.journal import RowFile
 from captioner.batch.metadata import MetadataFolder
 from captioner.batch.progress import Progress
-from captioner.batch.rowfile import RowFile
-from captioner.batch.sinks import Sink
 from captioner.batch.strips import StripFolder
+from captioner.batch.writers import Sink
 from captioner.errors import CaptionerError, ImageError
 from captioner.image.io import ImageSource
 

@@ -16,10 +16,10 @@ from captioner.batch.formats import (
     Kept,
     TextFormat,
 )
-from captioner.batch.items import Item, Result
-from captioner.batch.parquet_source import import_pyarrow
+from captioner.batch.item import Item, Result
+from captioner.batch.journal import Mode, RowFile
+from captioner.batch.parquet import import_pyarrow
 from captioner.batch.row_sinks import CocoSink, JsonSink, ParquetSink, RowSink
-from captioner.batch.rowfile import Mode, RowFile
 from captioner.batch.sidecars import SidecarSink
 from captioner.errors import CaptionerError, ConfigError
 
