@@ -32,7 +32,7 @@ from captioner import Captioner
 from captioner.config import Config, load_config
 from captioner.errors import CaptionerError
 from captioner.evaluation.evaluate import evaluate
-from captioner.training.datasets import read_examples
+from captioner.training.data import read_examples
 from captioner.training.log import LOG_FILE, read_log
 from captioner.training.start import check_same_recipe
 from captioner.utils.files import replacing

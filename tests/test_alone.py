@@ -15,7 +15,7 @@ from captioner.errors import CaptionerError
 from captioner.training import alone
 from captioner.training.alone import alone_in
 from captioner.training.command import train
-from captioner.training.loop import Trainer
+from captioner.training.trainer import Trainer
 from captioner.utils.locks import lock
 
 pytest.importorskip("fcntl", reason="no file locks on this system")

@@ -23,7 +23,7 @@ from captioner.errors import ConfigError, DataError
 from captioner.image.io import Preprocess, open_image
 from captioner.models.encoder import Encoder
 from captioner.tokenizer import Vocabulary, tokenize
-from captioner.training.datasets import build_datasets, read_examples
+from captioner.training.data import build_datasets, read_examples
 
 PREPROCESS = Preprocess(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 COUNT = 7

@@ -12,7 +12,7 @@ import pytest
 from pictures import write_pictures
 
 from captioner.config import load_config
-from captioner.training.loop import Trainer
+from captioner.training.trainer import Trainer
 from captioner.training.validation import validate
 
 FOLDER = Path(__file__).parents[1] / "configs"

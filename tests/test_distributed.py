@@ -20,7 +20,7 @@ from captioner.checkpoint import load_weights
 from captioner.config import to_dict
 from captioner.errors import CheckpointError
 from captioner.training.distributed import fresh_corner, restarted
-from captioner.training.loop import Trainer
+from captioner.training.trainer import Trainer
 from captioner.training.validation import validate
 
 PLAIN = {"model": {"decoder": {"dropout": 0.0}}, "save_every": 2}
@@ -214,7 +214,7 @@ def test_validation_puts_captions_to_their_photos(tmp_path, monkeypatch):
 
 def test_machines_that_do_not_share_the_run_folder_are_told(tmp_path, monkeypatch):
     config = make_recipe(tmp_path)
-    monkeypatch.setattr("captioner.training.loop.gather", lambda value: [value, value + 2])
+    monkeypatch.setattr("captioner.training.trainer.gather", lambda value: [value, value + 2])
     with pytest.raises(CheckpointError, match="a folder that all machines share"):
         Trainer(config)
 

@@ -11,8 +11,8 @@ from captioner.data.dataset import CaptionBatch
 from captioner.errors import ConfigError
 from captioner.models.attention import Attention
 from captioner.training.hard_attention import HardAttention
-from captioner.training.loop import Trainer
 from captioner.training.losses import Share, caption_losses
+from captioner.training.trainer import Trainer
 
 HARD = {"mode": "hard"}
 EMPTY = torch.zeros(1, 2, 1, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)

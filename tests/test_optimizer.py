@@ -5,7 +5,7 @@ import torch
 
 from captioner.config import Config, from_dict, to_dict
 from captioner.models.caption_model import CaptionModel
-from captioner.training.optimizer import AveragedWeights, build_optimizer, build_schedule
+from captioner.training.optim import AveragedWeights, build_optimizer, build_schedule
 
 
 def test_parameter_groups(tiny_model):

@@ -12,7 +12,7 @@ from test_training import Interrupt, log_lines, recipe, same
 from captioner.checkpoint import load_weights
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.training.log import JsonLinesLog
-from captioner.training.loop import Trainer
+from captioner.training.trainer import Trainer
 
 CACHED = {"data": {"mirror": True}}
 PHOTOS = {

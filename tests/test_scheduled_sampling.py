@@ -6,7 +6,7 @@ from tiny import SPECIALS, make_captions, make_decoder, make_grid
 
 from captioner.config import LossConfig
 from captioner.data.dataset import CaptionBatch
-from captioner.training.objective import Objective
+from captioner.training.objectives import Objective
 
 WORD = 5
 

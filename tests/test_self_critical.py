@@ -16,7 +16,6 @@ from captioner.decoding.sampling import photo_key, sample
 from captioner.errors import ConfigError
 from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.tokenizer import Vocabulary
-from captioner.training.loop import Trainer
 from captioner.training.losses import Share
 from captioner.training.self_critical import (
     SelfCritical,
@@ -25,6 +24,7 @@ from captioner.training.self_critical import (
     reference_ids,
     sentence_ids,
 )
+from captioner.training.trainer import Trainer
 
 END = Vocabulary.END
 REFERENCES = [[[4, 5, 6, END], [4, 5, 7, END]], [[8, 6, 4, END]], [[5, 5, 8, 4, END]]]

@@ -17,7 +17,7 @@ from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import SearchOptions
 from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.tokenizer import tokenize
-from captioner.training.loop import Trainer
+from captioner.training.trainer import Trainer
 
 
 def recipe(folder, captions="captions.json", **sections):

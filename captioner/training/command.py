@@ -8,8 +8,8 @@ from pathlib import Path
 from captioner.config import Config
 from captioner.training.alone import alone_in
 from captioner.training.distributed import process_group, rank, restarted
-from captioner.training.loop import Trainer
-from captioner.training.state import has_state
+from captioner.training.run_state import has_state
+from captioner.training.trainer import Trainer
 
 
 def train(config: Config, *, resume: bool = False) -> int:

@@ -18,7 +18,7 @@ from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel
 from captioner.training.distributed import sum_over_ranks
 from captioner.training.losses import Losses, Share, attention_entropy, caption_losses
-from captioner.training.objective import Objective
+from captioner.training.objectives import Objective
 
 _KEEP = 0.9  # of the old baseline, at each batch; the paper's figure
 

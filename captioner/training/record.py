@@ -11,7 +11,7 @@ from typing import Any
 
 import captioner
 from captioner.config import Config, to_dict
-from captioner.training.datasets import TrainingData
+from captioner.training.data import TrainingData
 
 
 def training_record(

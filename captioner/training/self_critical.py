@@ -32,7 +32,7 @@ from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.distributed import sum_over_ranks
 from captioner.training.losses import Losses, Share, attention_losses
-from captioner.training.objective import Objective
+from captioner.training.objectives import Objective
 
 Sentence = list[int]
 

@@ -13,7 +13,7 @@ from captioner.metrics.coco_caption import score_captions
 from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.attention_sums import AttentionSums
-from captioner.training.datasets import TrainingData
+from captioner.training.data import TrainingData
 from captioner.training.distributed import gather, rank, world_size
 from captioner.utils.device import autocast
 

@@ -42,8 +42,8 @@ from captioner.data.sampler import LengthAwareSampler
 from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.losses import Share
-from captioner.training.objective import Objective, build_objective
-from captioner.training.optimizer import AveragedWeights, build_optimizer
+from captioner.training.objectives import Objective, build_objective
+from captioner.training.optim import AveragedWeights, build_optimizer
 from captioner.training.start import preprocess_of
 from captioner.utils.device import autocast, resolve_device
 

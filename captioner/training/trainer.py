@@ -28,7 +28,7 @@ from captioner.data.dataset import CaptionBatch, make_loader
 from captioner.data.sampler import LengthAwareSampler
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.models.caption_model import CaptionModel
-from captioner.training.datasets import TrainingData, build_datasets, read_examples
+from captioner.training.data import TrainingData, build_datasets, read_examples
 from captioner.training.distributed import (
     gather,
     local_device,
@@ -40,9 +40,16 @@ from captioner.training.distributed import (
 from captioner.training.embeddings import start_embeddings
 from captioner.training.log import RunLog
 from captioner.training.losses import Share
-from captioner.training.objective import build_objective
-from captioner.training.optimizer import AveragedWeights, build_optimizer, build_schedule
+from captioner.training.objectives import build_objective
+from captioner.training.optim import AveragedWeights, build_optimizer, build_schedule
 from captioner.training.record import training_record
+from captioner.training.run_state import (
+    has_state,
+    load_state,
+    random_state,
+    restore_random,
+    save_state,
+)
 from captioner.training.samples import write_samples
 from captioner.training.signals import on_signals
 from captioner.training.start import (
@@ -52,13 +59,6 @@ from captioner.training.start import (
     photos_per_process,
     preprocess_of,
     write_config,
-)
-from captioner.training.state import (
-    has_state,
-    load_state,
-    random_state,
-    restore_random,
-    save_state,
 )
 from captioner.training.validation import validate
 from captioner.training.window import Window
