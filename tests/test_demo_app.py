@@ -15,8 +15,9 @@ import gradio as gr
 from captioner import cli
 from captioner.api import Captioner
 from captioner.decoding.options import SearchOptions
-from captioner.demo import app, caption_tab, limits, settings
+from captioner.demo import app, limits, settings
 from captioner.demo.models import Models
+from captioner.demo.tabs import caption as caption_tab
 from captioner.demo.viewer import ASSETS, read_asset
 from captioner.errors import ConfigError
 

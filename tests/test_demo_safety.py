@@ -17,8 +17,8 @@ from gradio.utils import get_upload_folder
 
 from captioner.demo import limits
 from captioner.demo.app import serve
-from captioner.demo.gate import room_taken
 from captioner.demo.models import Models
+from captioner.demo.security import room_taken
 
 MARK = {"_type": "gradio.FileData"}
 REACHED: list[str] | None = None  # addresses that this process has tried to reach

@@ -19,9 +19,12 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 import gradio as gr
 
 from captioner.api import Captioner
-from captioner.demo import about_tab, app, batch_tab, compare_tab, limits, settings, uploads
+from captioner.demo import app, limits, settings, uploads
 from captioner.demo.models import SHIPPED, Models
 from captioner.demo.private import keep_private
+from captioner.demo.tabs import about as about_tab
+from captioner.demo.tabs import batch as batch_tab
+from captioner.demo.tabs import compare as compare_tab
 from captioner.demo.uploads import Upload, caption_uploads
 
 EVIL = "<img src=x onerror=alert(1)>"

@@ -12,11 +12,15 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from captioner.demo import about_tab, batch_tab, caption_tab, compare_tab, endpoints, limits
-from captioner.demo.gate import Gate
+from captioner.demo import endpoints, limits
 from captioner.demo.models import Models
 from captioner.demo.private import keep_private
+from captioner.demo.security import Gate
 from captioner.demo.settings import search_options
+from captioner.demo.tabs import about as about_tab
+from captioner.demo.tabs import batch as batch_tab
+from captioner.demo.tabs import caption as caption_tab
+from captioner.demo.tabs import compare as compare_tab
 from captioner.demo.theme import theme
 from captioner.demo.view import View, caption_photo
 from captioner.demo.viewer import ASSETS, read_asset

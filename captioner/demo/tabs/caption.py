@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
+from captioner.demo.components import photo_input
 from captioner.demo.downloads import KINDS, make_file
 from captioner.demo.limits import MODEL_QUEUE, TEXT
 from captioner.demo.models import Models
 from captioner.demo.payload import error_payload, view_payload
-from captioner.demo.photo import photo_input
 from captioner.demo.settings import Settings, search_options
 from captioner.demo.view import View, caption_photo, score_sentence
 from captioner.demo.viewer import attention_viewer, read_asset

@@ -9,12 +9,12 @@ from typing import Any
 
 import gradio as gr
 
-from captioner.demo import caption_tab
+from captioner.demo.components import photo_input
 from captioner.demo.limits import MODEL_QUEUE, TEXT
 from captioner.demo.models import Models
 from captioner.demo.payload import view_payload
-from captioner.demo.photo import photo_input
 from captioner.demo.settings import BEAM, DIVERSE, Settings, overlay_looks, search_options
+from captioner.demo.tabs import caption as caption_tab
 from captioner.demo.view import caption_photo
 from captioner.demo.viewer import attention_viewer, read_asset
 
