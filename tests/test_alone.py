@@ -5,16 +5,16 @@ import threading
 
 import pytest
 import yaml
+from captioner.cli.main.train import train
 from pictures import write_pictures
 from test_distributed import finish, log_of, start
 from test_training import recipe
 
-from captioner import cli
+from captioner.cli import main as cli
 from captioner.config import to_dict
 from captioner.errors import CaptionerError
 from captioner.training import alone
 from captioner.training.alone import alone_in
-from captioner.training.command import train
 from captioner.training.trainer import Trainer
 from captioner.utils.locks import lock
 
@@ -57,7 +57,7 @@ def test_a_run_gives_its_folder_back_though_its_loader_lives(config, tmp_path, m
             super().__init__(*arguments, **options)
             kept.append(self)  # with its workers
 
-    monkeypatch.setattr("captioner.training.command.Trainer", Kept)
+    monkeypatch.setattr("captioner.cli.main.train.Trainer", Kept)
     assert train(config) == 0
     assert kept
     assert is_free(tmp_path / "run")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_files import environment
 
-from captioner import cli
+from captioner.cli import main as cli
 
 GIGABYTE = 1024**3
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -14,12 +14,12 @@ import pytest
 from fake_captioner import FakeCaptioner, caption_to, names, save
 from tiny_files import environment, make_photos
 
-from captioner import cli
 from captioner.api import Captioner, Failure
 from captioner.batch import archives
 from captioner.batch.item import Item
 from captioner.batch.runner import caption_items
 from captioner.batch.sources import open_sources
+from captioner.cli import main as cli
 
 
 @pytest.fixture

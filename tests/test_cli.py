@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tiny_files import WORDS, environment, make_photos
 
-from captioner import cli
+from captioner.cli import main as cli
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ from pathlib import Path
 from tiny import MODEL
 from tiny_files import WORDS, environment
 
-from captioner import __version__, cli
+from captioner import __version__
+from captioner.cli import main as cli
 from captioner.models.caption_model import CaptionModel
 
 
 def test_help_is_quick_and_complete():
     program = (
-        "import sys; from captioner.cli import main; status = main(['--help']);"
+        "import sys; from captioner.cli.main import main; status = main(['--help']);"
         "heavy = {'torch', 'numpy', 'PIL', 'yaml', 'tqdm'} & set(sys.modules);"
         "sys.exit(f'{status} {heavy}' if status or heavy else 0)"
     )
@@ -75,7 +76,7 @@ def test_evaluate(model, photos, capsys):
 
 def test_train(photos, capsys, monkeypatch):
     """Arguments and output only: the loop has tests of its own."""
-    from captioner.training import command
+    from captioner.cli.main import train as command
 
     class Trainer:
         total_steps = 10

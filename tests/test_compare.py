@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from captioner import cli
+from captioner.cli import main as cli
 from captioner.data.examples import Example
 from captioner.errors import DataError
 from captioner.evaluation.compare import compare_files

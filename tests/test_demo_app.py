@@ -12,8 +12,8 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 import gradio as gr
 
-from captioner import cli
 from captioner.api import Captioner
+from captioner.cli import main as cli
 from captioner.decoding.options import SearchOptions
 from captioner.demo import app, limits, settings
 from captioner.demo.models import Models

@@ -12,8 +12,8 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 import httpx
 from gradio_client import Client, exceptions, handle_file
 
-from captioner import cli
 from captioner.api import Captioner
+from captioner.cli import main as cli
 from captioner.demo import app
 from captioner.demo.app import serve
 from captioner.demo.models import Models

@@ -28,7 +28,7 @@ def serve():
 
     import captioner.api
     import captioner.batch.runner  # noqa: F401
-    from captioner import cli
+    from captioner.cli import main as cli
 
     for line in sys.stdin:
         request = json.loads(line)

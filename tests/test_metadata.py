@@ -9,9 +9,9 @@ import pytest
 from fake_captioner import FakeCaptioner, caption_to
 from PIL import Image, ImageCms, ImageSequence
 
-from captioner import cli
 from captioner.batch.item import Item
 from captioner.batch.metadata import MetadataFolder, embed_caption
+from captioner.cli import main as cli
 from captioner.errors import ConfigError, ImageError
 
 pyexiv2 = pytest.importorskip("pyexiv2", reason="needs the extra 'metadata'")

@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 
-from captioner import cli
+from captioner.cli import main as cli
 from captioner.metrics import official
 from captioner.metrics.coco_caption import score_captions
 from captioner.metrics.official import UnusableError, meteor, official_scores, ptb_tokenize

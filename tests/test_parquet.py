@@ -9,10 +9,10 @@ import pytest
 from fake_captioner import FakeCaptioner, caption_to, make_photos, save
 from PIL import Image
 
-from captioner import cli
 from captioner.batch.parquet_sink import write_parquet
 from captioner.batch.sources import count_photos, open_sources
 from captioner.batch.writers import open_sink
+from captioner.cli import main as cli
 from captioner.errors import CaptionerError, ConfigError
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra 'parquet'")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import cli
+from captioner.cli import main as cli
 from captioner.errors import ConfigError, DataError
 from captioner.training.log import read_log
 from captioner.training.plot import (

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from file_server import FileServer
 
-from captioner import cli
+from captioner.cli import main as cli
 from captioner.errors import ConfigError, DataError
 from captioner.prepare import download as download_module
 from captioner.prepare import registry as datasets

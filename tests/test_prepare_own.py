@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from captioner import cli
+from captioner.cli import main as cli
 from captioner.data.annotations import read_captions
 from captioner.errors import ConfigError, DataError
 from captioner.prepare.custom import check_and_split, draw_splits

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from captioner import cli
+from captioner.cli import main as cli
 from captioner.data.annotations import read_captions
 from captioner.errors import DataError
 from captioner.prepare.coco import coco_versions

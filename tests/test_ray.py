@@ -14,9 +14,9 @@ import pytest
 import torch
 from tiny_files import environment, make_photos
 
-from captioner import cli
 from captioner.batch.item import Item
 from captioner.batch.sources import open_sources
+from captioner.cli import main as cli
 from captioner.errors import CaptionerError, ConfigError
 
 pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'captioner[ray]'")

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from tiny import MODEL, shake
 
-from captioner import cli
 from captioner.checkpoint import Header, save_checkpoint
+from captioner.cli import main as cli
 from captioner.data.examples import Example
 from captioner.evaluation.caption_metrics import measure_quality
 from captioner.evaluation.plots import curves, histogram

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from captioner import cli
+from captioner.cli import main as cli
 from captioner.data.annotations import read_captions
 from captioner.data.examples import Example
 from captioner.errors import DataError

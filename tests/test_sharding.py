@@ -15,11 +15,11 @@ from fake_captioner import FakeCaptioner, make_photos, save
 from tiny_files import environment
 from tiny_files import make_photos as make_pictures
 
-from captioner import cli
-from captioner.batch import command
 from captioner.batch.item import Item
 from captioner.batch.parts import merge_parts
 from captioner.batch.sharding import Deal, Shard, Team, find_shard
+from captioner.cli import main as cli
+from captioner.cli.main import caption as command
 from captioner.errors import CaptionerError
 from captioner.utils.device import resolve_device
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from tiny import MODEL, shake
 
-from captioner import cli
 from captioner.checkpoint import Header, save_checkpoint
+from captioner.cli import main as cli
 from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.arguments import run_settings, search_options
 from captioner.batch.formats import JsonLinesFormat
 from captioner.batch.journal import Mode
 from captioner.batch.progress import Progress
@@ -32,6 +31,7 @@ from captioner.batch.ray_cluster import Pool, choose_pool, cluster, first_line, 
 from captioner.batch.ray_parts import FORMATS, Collector, PartFolder, part_name
 from captioner.batch.runner import Summary
 from captioner.batch.sources import expand, holds_photos, open_sources
+from captioner.cli.main.options import run_settings, search_options
 from captioner.errors import CaptionerError, ConfigError
 
 if TYPE_CHECKING:
