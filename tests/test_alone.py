@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import yaml
-from captioner.cli.main.train import train
+from captioner.cli.train import train
 from pictures import write_pictures
 from test_distributed import finish, log_of, start
 from test_training import recipe
@@ -57,7 +57,7 @@ def test_a_run_gives_its_folder_back_though_its_loader_lives(config, tmp_path, m
             super().__init__(*arguments, **options)
             kept.append(self)  # with its workers
 
-    monkeypatch.setattr("captioner.cli.main.train.Trainer", Kept)
+    monkeypatch.setattr("captioner.cli.train.Trainer", Kept)
     assert train(config) == 0
     assert kept
     assert is_free(tmp_path / "run")

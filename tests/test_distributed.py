@@ -141,7 +141,7 @@ THREADS = """
 import sys
 from pathlib import Path
 from captioner.config import load_config
-from captioner.cli.main.train import train
+from captioner.cli.train import train
 
 train(load_config(sys.argv[1]))
 names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]

@@ -31,7 +31,7 @@ from captioner.batch.ray_cluster import Pool, choose_pool, cluster, first_line, 
 from captioner.batch.ray_parts import FORMATS, Collector, PartFolder, part_name
 from captioner.batch.runner import Summary
 from captioner.batch.sources import expand, holds_photos, open_sources
-from captioner.cli.main.options import run_settings, search_options
+from captioner.cli.options import run_settings, search_options
 from captioner.errors import CaptionerError, ConfigError
 
 if TYPE_CHECKING:

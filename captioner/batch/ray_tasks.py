@@ -130,7 +130,7 @@ class CaptionActor:
     ):
         import torch
 
-        from captioner.cli.main.options import load_captioner
+        from captioner.cli.options import load_captioner
 
         torch.set_num_threads(threads)
         self.error: str | None = None

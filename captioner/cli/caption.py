@@ -23,7 +23,7 @@ from captioner.batch.sidecars import SidecarSink
 from captioner.batch.sources import STDIN, count_photos, open_sources
 from captioner.batch.strips import StripFolder
 from captioner.batch.writers import Sink, open_sink
-from captioner.cli.main.options import load_captioner, run_settings, search_options
+from captioner.cli.options import load_captioner, run_settings, search_options
 from captioner.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.cli.main.options import given_search_options, load_captioner, search_options
+from captioner.cli.options import given_search_options, load_captioner, search_options
 from captioner.data.annotations import read_captions
 from captioner.errors import CaptionerError, ConfigError
 from captioner.evaluation.compare import compare_files

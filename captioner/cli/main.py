@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from captioner import __version__
-from captioner.cli.main.options import (
+from captioner.cli.options import (
     add_caption_arguments,
     add_compare_arguments,
     add_demo_arguments,
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        from captioner.cli.main.caption import how_to_go_on
+        from captioner.cli.caption import how_to_go_on
 
         _complain("interrupted" + how_to_go_on(arguments))
         return 130
@@ -77,21 +77,21 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
 
 def _caption(arguments: argparse.Namespace) -> int:
     """Caption photos."""
-    from captioner.cli.main.caption import caption_command
+    from captioner.cli.caption import caption_command
 
     return caption_command(arguments)
 
 
 def _merge(arguments: argparse.Namespace) -> int:
     """Put the shards of a run together."""
-    from captioner.cli.main.caption import merge_command
+    from captioner.cli.caption import merge_command
 
     return merge_command(arguments)
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
     """Make captioned photos ready for training."""
-    from captioner.cli.main.prepare import prepare
+    from captioner.cli.prepare import prepare
 
     return prepare(arguments)
 
@@ -102,7 +102,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)  # its errors come at once
 
-    from captioner.cli.main.train import train
+    from captioner.cli.train import train
 
     return train(config, resume=arguments.resume)
 
@@ -118,14 +118,14 @@ def _plot(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     """Score a model, or captions that exist already."""
-    from captioner.cli.main.evaluate import evaluate_captions, evaluate_model
+    from captioner.cli.evaluate import evaluate_captions, evaluate_model
 
     return evaluate_model(arguments) if arguments.results is None else evaluate_captions(arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     """Compare two sets of captions."""
-    from captioner.cli.main.evaluate import compare
+    from captioner.cli.evaluate import compare
 
     return compare(arguments)
 

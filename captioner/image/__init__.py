@@ -1,1 +1,1 @@
-"""image"""
+"""Images: reading any file safely, the encoder's preprocessing, and drawing attention."""

@@ -1,1 +1,1 @@
-"""metrics"""
+"""Caption metrics and statistics. Know neither models nor files."""

@@ -1,1 +1,1 @@
-"""utils"""
+"""Small tools without knowledge of captioning: files, locks, threads, devices."""

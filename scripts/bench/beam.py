@@ -4,8 +4,7 @@
     python scripts/bench/beam.py PHOTOS --count 64     # a folder of photos
 
 The features of the photos are computed once, in fp32. On them take turns ``textbook_beam.py``,
-``captioner.decoding.beam_search.beam_search`` batch by batch with all threads on one batch, and the same
-with a batch per thread, as ``Captioner.stream`` runs it on a CPU. The captions must be the same;
+``beam_search`` batch by batch with all threads on one batch, and the same with a batch per thread, as ``Captioner.stream`` runs it on a CPU. The captions must be the same;
 medians of photos per second are compared. The target is 20 times.
 """
 

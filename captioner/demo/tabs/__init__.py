@@ -1,1 +1,1 @@
-"""tabs"""
+"""The tabs of the demo, one file each."""
