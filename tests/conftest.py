@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import MODEL, shake
-from tiny_files import make_photos, save_model
+from helpers.tiny import MODEL, shake
+from helpers.tiny_files import make_photos, save_model
 
 from captioner.models.caption_model import CaptionModel
 
 torch.set_num_threads(2)
 
-pytest_plugins = ["browser"]
+pytest_plugins = ["helpers.browser"]
 
 
 @pytest.fixture(scope="session")

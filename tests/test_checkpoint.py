@@ -9,7 +9,7 @@ import stat
 import pytest
 import safetensors.torch
 import torch
-from tiny import MODEL
+from helpers.tiny import MODEL
 
 from captioner.checkpoint import (
     FORMAT_VERSION,

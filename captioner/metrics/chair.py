@@ -5,7 +5,7 @@ reference captions names it. CHAIR_i is the share of the objects named that are 
 the share of captions that name at least one such object; lower is better, 0 to 1. Both reward
 silence: a caption that names nothing is never wrong.
 
-Which words name an object is decided by :mod:`captioner.metrics.coco_categories`, a table that keeps
+Which words name an object is decided by `captioner.metrics.coco_categories`, a table that keeps
 silent where a word has two readings. It finds fewer objects than the table of the authors, in
 captions and references alike: figures may be too low, and must not be set beside published ones.
 Figures of two models by this table can be compared.

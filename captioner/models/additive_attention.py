@@ -4,8 +4,8 @@ It is the decoder's main cost: B·C·L·A tanh a step. tanh(x) = 2σ(2x) - 1, an
 function σ is several times faster on CPUs than its tanh. The sum and σ share one buffer, which is
 not kept: to compute it anew in the backward pass costs less than to write it to fresh memory and
 read it again, and saves T such buffers. On a CPU a few photos at a time are taken, so that the
-buffer stays in the cores' caches (measured by ``scripts/bench/train.py`` and
-``scripts/bench/decoder_step.py``).
+buffer stays in the cores' caches (measured by ``benchmarks/train.py`` and
+``benchmarks/decoder_step.py``).
 
 Shapes: B photos, C rows per photo, L locations, A attention size.
 """

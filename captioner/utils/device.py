@@ -63,6 +63,6 @@ def trunk_autocast(
     """For the encoder when captioning: ``auto`` is fp32 here.
 
     Rounding in a deep CNN adds up: in bf16 it changes one caption in eight to twenty, while the
-    decoder's changes one in fifty to 250 (``scripts/bench/caption.py --agreement``).
+    decoder's changes one in fifty to 250 (``benchmarks/caption.py --agreement``).
     """
     return autocast(device, "fp32" if precision == "auto" else precision)

@@ -1,0 +1,300 @@
+"""Training throughput of the decoder, and how near it comes to its matrix products alone.
+
+    python benchmarks/train.py                                # the recipe of the shipped model
+    python benchmarks/train.py configs/paper_soft.yaml optim.precision=fp32
+    python benchmarks/train.py --profile 15                   # and the costliest operations
+
+Everything runs as in a training: captions from :class:`CaptionDataset`, features from the
+memory-mapped cache, loss, clipping, AdamW, averaged weights. Only photos and captions are made up:
+features are noise, captions are random words with the lengths of Flickr8k's (10.7 ± 3.5 words, five
+a photo, 3,000 words). So a step has the cost of a real one, but nothing to learn.
+
+The yardstick: all matrix products (mm, addmm, bmm) of a step, forward and backward, are recorded
+with their shapes, strides and dtypes and then run one after the other on random numbers. Steps and
+yardstick take turns; medians and ranges over all rounds are printed, with the yardstick's share of
+the steps. Both are given in processor time too: on a machine that does other things as well, that
+share with ``--threads 1`` is the one to trust.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from captioner.config import Config, load_config
+from captioner.data.dataset import CaptionBatch, CaptionDataset, make_loader
+from captioner.data.examples import Example
+from captioner.data.features import build_features
+from captioner.data.sampler import LengthAwareSampler
+from captioner.models.caption_model import CaptionModel
+from captioner.tokenizer import Vocabulary
+from captioner.training.losses import Share
+from captioner.training.objectives import Objective, build_objective
+from captioner.training.optim import AveragedWeights, build_optimizer
+from captioner.training.start import preprocess_of
+from captioner.utils.device import autocast, resolve_device
+
+RECIPE = Path(__file__).parents[1] / "configs" / "flickr8k.yaml"
+WORDS, MEAN, DEVIATION = 3000, 10.7, 3.5  # of the vocabulary; words a caption
+PHASES = ("data", "forward", "backward", "update")
+aten = torch.ops.aten
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE, help="default: Flickr8k's")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
+    parser.add_argument("--photos", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps in each round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--profile", type=int, default=0, metavar="N", help="show N operations")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    logging.disable(logging.INFO)
+    config = load_config(options.recipe, options.overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(config, Path(folder), options.photos)
+        batches = run.batches()
+        for _ in range(3):
+            run.step(next(batches))
+        print(run.describe())
+        if options.profile:
+            profile(run, batches, options.profile)
+        measure(run, batches, options.rounds, options.steps)
+
+
+class Run:
+    """A training without its loop: data, objective and optimiser.
+
+    Args:
+        config: The recipe.
+        folder: For the cache.
+        photos: How many to make up.
+    """
+
+    def __init__(self, config: Config, folder: Path, photos: int):
+        self.config = config
+        self.device = resolve_device(config.device)
+        torch.manual_seed(0)
+        examples = made_up(folder, photos)
+        vocabulary = Vocabulary.build([[f"w{word}" for word in range(WORDS)]], min_count=1)
+        self.model = CaptionModel(config.model, len(vocabulary), pretrained=False).to(self.device)
+        preprocess = preprocess_of(self.model.encoder)
+        shapes = [x.shape[1:] for x in self.model.encoder.extract(zeros(config, self.device))]
+
+        def noise(images: Tensor) -> list[Tensor]:
+            return [torch.randn(len(images), *shape).relu() for shape in shapes]
+
+        cache = build_features(
+            folder, [e.image for e in examples], preprocess, noise, fingerprint="", progress=False
+        )
+        data = CaptionDataset(
+            examples,
+            vocabulary,
+            captions_per_image=config.data.captions_per_image,
+            max_length=config.data.max_length,
+            cache=cache,
+            mirror=config.data.mirror,
+        )
+        self.loader = make_loader(
+            data,
+            LengthAwareSampler(data.lengths, config.data.batch_size),
+            workers=config.data.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        objective = build_objective(self.model, preprocess, config, data, total_steps=1000)
+        self.objective: Objective = objective.to(self.device)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.average = AveragedWeights(self.model, config.optim.ema)
+        self.model.train()
+
+    def describe(self) -> str:
+        """What is measured."""
+        model, threads = self.config.model, torch.get_num_threads()
+        with autocast(self.device, self.config.optim.precision):
+            precision = "bf16" if torch.is_autocast_enabled(self.device.type) else "fp32"
+        return (
+            f"{self.config.data.batch_size} photos × {self.config.data.captions_per_image} captions"
+            f" a step, grid {self.model.encoder.grid_size[0]}² × {self.model.encoder.feature_size},"
+            f" {model.attention.kind} A = {model.attention.size}, H = {model.decoder.hidden},"
+            f" {precision}, {self.device}"
+            + (f", {threads} threads" if self.device.type == "cpu" else "")
+        )
+
+    def batches(self) -> Iterator[CaptionBatch]:
+        """Batches without end."""
+        return itertools.chain.from_iterable(self.loader for _ in itertools.count())
+
+    def step(self, batch: CaptionBatch) -> dict[str, float]:
+        """One training step; the seconds of its phases, without the data's."""
+        start = self.now()
+        batch = batch.to(self.device)
+        share = Share(*torch.tensor(self.objective.count(batch), device=self.device))
+        with autocast(self.device, self.config.optim.precision):
+            losses = self.objective(batch, share, 0)
+        forward = self.now()
+        losses.total.backward()
+        backward = self.now()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        torch.nn.utils.clip_grad_norm_(trained, self.config.optim.clip)
+        self.optimizer.step()
+        self.average.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        end = self.now()
+        return {
+            "forward": forward - start,
+            "backward": backward - forward,
+            "update": end - backward,
+        }
+
+    def now(self) -> float:
+        """The time, after all that was started has ended."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def zeros(config: Config, device: torch.device) -> Tensor:
+    """A blank photo, to learn the shapes of the trunk's stages."""
+    size = config.model.encoder.image_size
+    return torch.zeros(1, 3, size, size, device=device)
+
+
+def made_up(folder: Path, photos: int) -> list[Example]:
+    """Tiny pictures with five captions of random words each."""
+    random = np.random.default_rng(0)
+    examples = []
+    for number in range(photos):
+        path = folder / f"{number}.png"
+        Image.new("RGB", (8, 8)).save(path)
+        lengths = random.normal(MEAN, DEVIATION, 5).round().clip(4, 25).astype(int)
+        captions = [
+            " ".join(f"w{word}" for word in random.integers(WORDS, size=n)) for n in lengths
+        ]
+        examples.append(Example(str(path), tuple(captions), "train", number))
+    return examples
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every matrix product that PyTorch runs while the block lasts.
+
+    Attributes:
+        calls: The products, ready to be run again on random numbers.
+        flops: Multiplications and additions in them.
+    """
+
+    PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable[..., Any], list[Any]]] = []
+        self.flops = 0
+        self._tensors: dict[Any, list[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in self.PRODUCTS:
+            *_, left, right = args
+            self.flops += 2 * left.numel() * right.shape[-1]
+            self.calls.append((func, self._like(func, args)))
+        return result
+
+    def _like(self, func: Any, args: tuple[Any, ...]) -> list[Any]:
+        """Random tensors of the same shapes, strides and dtypes; the same for equal products."""
+        key = (func, *((x.shape, x.stride(), x.dtype) if torch.is_tensor(x) else x for x in args))
+        if key not in self._tensors:
+            self._tensors[key] = [random_like(x) if torch.is_tensor(x) else x for x in args]
+        return self._tensors[key]
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """All products, one after the other."""
+        for function, tensors in self.calls:
+            function(*tensors)
+
+
+def random_like(x: Tensor) -> Tensor:
+    """Random numbers laid out in memory as these are."""
+    extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    room = torch.randn(extent, device=x.device).to(x.dtype)
+    return room.as_strided(x.shape, x.stride())
+
+
+def measure(run: Run, batches: Iterator[CaptionBatch], rounds: int, steps: int) -> None:
+    """Time steps and their matrix products in turns, and print both."""
+    names = (*PHASES, "step", "products")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    shares, processor_shares, rates, speeds = [], [], [], []
+    for _ in range(rounds):
+        times = dict.fromkeys(names, 0.0)
+        processor = {"step": 0.0, "products": 0.0}
+        captions = flops = 0
+        for _ in range(steps):
+            start, busy = run.now(), time.process_time()
+            batch = next(batches)
+            phases = {"data": run.now() - start, **run.step(batch)}
+            phases["step"] = sum(phases.values())
+            processor["step"] += time.process_time() - busy
+            captions += int((batch.lengths > 0).sum())
+            with Recorder() as recorder:
+                run.step(batch)  # not timed
+            recorder.run()  # the first time is slower
+            start, busy = run.now(), time.process_time()
+            recorder.run()
+            phases["products"] = run.now() - start
+            processor["products"] += time.process_time() - busy
+            flops += recorder.flops
+            for name in names:
+                times[name] += phases[name]
+        for name in names:
+            seconds[name].append(1000 * times[name] / steps)
+        shares.append(100 * times["products"] / times["step"])
+        processor_shares.append(100 * processor["products"] / processor["step"])
+        rates.append(captions / times["step"])
+        speeds.append(flops / times["products"] / 1e9)
+    for name, values in seconds.items():
+        print(f"{name:>9}{spread(values)} ms")
+    print(f"captions{spread(rates)} a second")
+    print(f"products{spread(speeds)} GFLOP/s")
+    print(f"   share{spread(shares)} % of a step's time are its matrix products alone")
+    print(f"        {spread(processor_shares)} % of its processor time")
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):9.1f}  ({min(values):.1f} to {max(values):.1f})"
+
+
+def profile(run: Run, batches: Iterator[CaptionBatch], rows: int) -> None:
+    """Print the operations on which most time goes."""
+    from torch.profiler import ProfilerActivity
+
+    activities = [ProfilerActivity.CPU]
+    if run.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as found:
+        for _ in range(3):
+            run.step(next(batches))
+    key = "self_cuda_time_total" if run.device.type == "cuda" else "self_cpu_time_total"
+    print(found.key_averages().table(sort_by=key, row_limit=rows, max_name_column_width=40))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Killed with SIGKILL at random moments and resumed, a run writes what an uninterrupted one does.
+
+The runs are those of the real command, each in a process of its own. To have dozens of them within
+seconds they are forked from a server that has imported PyTorch and computed nothing yet.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.tiny_files import environment, make_photos
+
+PHOTOS = 24
+DEADLINE = 60  # seconds, of what takes a fraction of one
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+
+
+def serve():
+    """Fork a ``captioner`` for each line of standard input; answer with its process and status."""
+    import timm  # noqa: F401
+
+    import captioner.api
+    import captioner.batch.runner  # noqa: F401
+    from captioner.cli import main as cli
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        else:
+            answer = os.fork()
+            if not answer:
+                os.chdir(request["folder"])
+                for name in ("stdout", "stderr"):
+                    handle = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                    os.dup2(handle, {"stdout": 1, "stderr": 2}[name])
+                status = 3
+                try:
+                    status = cli.main(request["arguments"])
+                    sys.stdout.flush()
+                finally:
+                    os._exit(status)
+        print(json.dumps(answer), flush=True)
+
+
+class Run:
+    """A command under way."""
+
+    def __init__(self, server, arguments):
+        self._server = server
+        self._said = Path(f"stderr-{random.getrandbits(40)}").absolute()
+        self.pid = self._ask(
+            arguments=arguments, folder=os.getcwd(), stdout=os.devnull, stderr=str(self._said)
+        )
+
+    def _ask(self, **request):
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+    def alive(self):
+        """Not ended: an ended process stays a zombie until it is waited for."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+    def wait(self):
+        """Its exit status and standard error."""
+        status = self._ask(wait=self.pid)
+        return status, self._said.read_text()
+
+    def wait_for_size(self, path, size):
+        """Until the file has so many bytes or the run is over."""
+        deadline = time.monotonic() + DEADLINE
+        while self.alive() and not (path.exists() and path.stat().st_size >= size):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def server():
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs /proc")
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    yield process
+    process.communicate()
+
+
+@pytest.fixture
+def start(server, model, tmp_path, monkeypatch):
+    """Start ``captioner caption photos ...`` in a folder of 24 photos, one of which is none."""
+    make_photos(tmp_path / "photos", PHOTOS)
+    (tmp_path / "photos" / "07.png").write_bytes(b"nonsense")
+    monkeypatch.chdir(tmp_path)
+
+    def call(output, *options):
+        arguments = ["caption", "photos", "--model", str(model), "--batch-size", "2"]
+        return Run(server, [*arguments, "-o", output, *options])
+
+    return call
+
+
+@pytest.mark.parametrize(("name", "most"), [("out.jsonl", 20), ("out.csv", 8), ("out.json", 8)])
+def test_kills_at_random_moments(start, name, most):
+    rng = random.Random(name)
+    assert start(f"whole-{name}", "--errors", "whole.errors").wait()[0] == 1
+    whole, errors = Path(f"whole-{name}").read_bytes(), Path("whole.errors").read_bytes()
+    rows = Path(f"{name}.partial" if name == "out.json" else name)
+    kills = finished = 0
+    sizes = set()
+    while kills < most or not finished or rows.exists():
+        run = start(name, "--errors", "errors.jsonl", "--resume")  # also when there is nothing yet
+        if kills < most:
+            done = rows.stat().st_size if rows.exists() else 0
+            if rng.random() < 0.8:  # anywhere in what is left, else while it starts
+                run.wait_for_size(rows, rng.uniform(done, max(done + 1, 0.95 * len(whole))))
+            time.sleep(rng.uniform(0, 0.03))
+            if run.alive():
+                os.kill(run.pid, signal.SIGKILL)
+        status, said = run.wait()
+        if status == -signal.SIGKILL:
+            kills += 1
+            if name == "out.json" and Path(name).exists():
+                assert Path(name).read_bytes() == whole  # the array appears whole or not at all
+                Path(name).unlink()
+            if rows.exists():
+                data = rows.read_bytes()
+                sizes.add(len(data))
+                if name != "out.json":
+                    assert whole.startswith(data)
+                if rng.random() < 0.5:  # as after a power cut, which a process cannot act
+                    rows.write_bytes(data[: -rng.randrange(1, 60)])
+            continue
+        assert status == 1, said
+        assert Path(name).read_bytes() == whole
+        assert Path("errors.jsonl").read_bytes() == errors
+        finished += 1
+        Path(name).unlink()
+    assert len(sizes) >= most // 4  # they did die at different places
+
+
+def test_a_second_process_is_refused_until_the_first_is_dead(start):
+    output = Path("out.jsonl")
+    assert start("whole.jsonl").wait()[0] == 1
+    first = start("out.jsonl")
+    first.wait_for_size(output, 1000)
+    os.kill(first.pid, signal.SIGSTOP)
+    before = output.read_bytes()
+    for mode in ("--resume", "--overwrite"):
+        status, said = start("out.jsonl", mode).wait()
+        assert status == 2
+        assert said == f"captioner: error: another captioner is writing to {output}\n"
+    assert output.read_bytes() == before
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.wait()[0] == -signal.SIGKILL
+    assert start("out.jsonl", "--resume").wait()[0] == 1
+    assert output.read_bytes() == Path("whole.jsonl").read_bytes()
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,372 @@
+"""Sinks and runs: formats, resuming, locks, full disks."""
+
+import io
+import json
+import os
+
+import pytest
+from helpers.fake_captioner import FakeCaptioner, caption_to, make_photos, names, save
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captioner.api import Failure
+from captioner.batch.formats import CsvFormat, JsonLinesFormat, TextFormat, coco_id
+from captioner.batch.item import Item, escaped, reason
+from captioner.batch.journal import RowFile
+from captioner.batch.runner import Summary, failure_kind, run
+from captioner.batch.sources import open_sources
+from captioner.batch.strips import StripFolder
+from captioner.batch.writers import open_sink
+from captioner.errors import CaptionerError, ConfigError, ImageError
+from captioner.image import io as images
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch):
+    """Waiting for the disk proves nothing here: no test cuts the power."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return make_photos(tmp_path / "photos")
+
+
+# ------------------------------------------------------------------------------------------ names
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=20))
+def test_escaped_names_are_one_line_of_valid_text(name):
+    text = escaped("".join("?" if "\ud800" <= c <= "\udfff" else c for c in name))
+    assert len(text.splitlines()) <= 1
+    assert "\t" not in text
+    assert escaped(os.fsdecode(b"caf\xe9\t.jpg")) == r"caf\xe9\t.jpg"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"a.jpg", b"a: b.jpg", b"caf\xe9.jpg", b"a\tb\nc.jpg", b"\xe2\x80\xaf.jpg"]
+)
+def test_the_reason_does_not_repeat_the_name(tmp_path, raw):
+    source = os.path.join(tmp_path, os.fsdecode(raw))
+    with pytest.raises(ImageError) as caught:
+        images.open_image(source)
+    assert reason(source, str(caught.value)) == "no such file"
+    assert reason(b"xyz", "<3 bytes>: no picture") == "no picture"
+
+
+def test_failure_kinds_leave_details_out():
+    assert failure_kind("damaged or truncated JPEG data (OSError: 7 bytes)") == (
+        "damaged or truncated JPEG data"
+    )
+    assert failure_kind("1,000 x 20 = 20,000 pixels") == failure_kind("9 x 9 = 81 pixels")
+
+
+def test_strip_names_are_unique_and_safe(tmp_path):
+    odd = ["a/dog.jpg", "b/dog.jpg", "b/DOG.png", "a/dog.jpg", "../../x.jpg", "...", "é\n.jpg"]
+    odd += ["x" * 300 + ".jpg", "x" * 301 + ".jpg", os.fsdecode(b"\xff.jpg"), "t.tar/dog.jpg"]
+    folder = StripFolder(str(tmp_path / "maps"))
+    paths = [folder.claim(Item(name)) for name in odd]
+    assert paths[0].name == "dog.attention.png"
+    assert len({path.name.lower() for path in paths}) == len(odd)
+    assert all(path.parent == tmp_path / "maps" for path in paths)
+    for path in paths:
+        path.touch()
+    again = StripFolder(str(tmp_path / "maps"))
+    assert [again.claim(Item(name)) for name in odd] == paths
+
+
+# ------------------------------------------------------------------------------------------ sinks
+
+WEIRD = [
+    b"plain.png",
+    b"a,b.png",
+    b'q"q.png',
+    b"tab\t.png",
+    b"line\nend.png",
+    b"\r.png",
+    b"\xe9.png",
+]
+
+
+@pytest.mark.parametrize("form", [TextFormat(), JsonLinesFormat(), CsvFormat(2)])
+@pytest.mark.parametrize("raw", WEIRD)
+def test_records_can_be_read_back(form, raw):
+    item = Item(os.fsdecode(raw), id=7)
+    record = form.encode(item, FakeCaptioner().caption(b"", 1.0))
+    data = (form.header + record).encode()  # valid UTF-8, whatever the name
+    assert form.decode(record) == (form.name(item), None)
+    torn = [data[:end] for end in range(len(data))]
+    assert list(form.split(io.BytesIO(data))) == [
+        part.encode() for part in (form.header, record) if part
+    ]
+    assert all(sum(map(len, form.split(io.BytesIO(part)))) <= len(form.header) for part in torn)
+    if form.has_errors:
+        failed = form.decode(form.encode(item, 'no, "such" file'))
+        assert failed == (form.name(item), 'no, "such" file')
+
+
+def test_jsonl_brings_every_name_back(tmp_path):
+    for raw in WEIRD:
+        (tmp_path / os.fsdecode(raw)).write_bytes(b"")
+    output = tmp_path / "out.jsonl"
+    caption_to(output, [tmp_path])
+    rows = [json.loads(line) for line in output.open(encoding="utf-8")]
+    found = {os.path.basename(os.fsencode(row["image"])) for row in rows}
+    assert found == set(WEIRD)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.txt", "out.json"])
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_resume_from_any_byte_gives_the_same_file(tmp_path, photos, monkeypatch, name, batch_size):
+    monkeypatch.chdir(tmp_path)
+    paths = ["photos/0.png", "photos", "missing.png", "photos/1.png"]
+    whole, output = tmp_path / "whole" / name, tmp_path / name
+    caption_to(whole, paths, batch_size=batch_size)
+    written = whole
+    if name == "out.json":  # its rows lie in out.json.partial until the end
+        stopped = FakeCaptioner(stop_after=9)
+        with pytest.raises(KeyboardInterrupt):
+            caption_to(tmp_path / "x.json", paths, captioner=stopped, batch_size=batch_size)
+        written, output = tmp_path / "x.json.partial", tmp_path / "x.json"
+    data = written.read_bytes()
+    partial = written.with_name(output.name + ".partial") if name == "out.json" else output
+    for end in range(0, len(data) + 1, 1 if batch_size == 3 and partial == output else 11):
+        output.unlink(missing_ok=True)
+        partial.write_bytes(data[:end])
+        captioner = FakeCaptioner()
+        caption_to(output, paths, mode="resume", captioner=captioner, batch_size=batch_size)
+        assert output.read_bytes() == whole.read_bytes()
+        if name == "out.jsonl":  # a few batches are repeated, no more
+            assert captioner.read <= 9 - data[:end].count(b"\n") + 4 * batch_size
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.txt", "out.json"])
+def test_an_output_is_refused_without_resume_or_overwrite(tmp_path, photos, name):
+    output = tmp_path / name
+    caption_to(output, [photos])
+    before = output.read_bytes()
+    with pytest.raises(CaptionerError, match="--overwrite"):
+        caption_to(output, [photos])
+    assert output.read_bytes() == before
+    caption_to(output, [photos / "0.png"], mode="overwrite")
+    assert 0 < output.stat().st_size < len(before)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.txt"])
+def test_resume_refuses_other_photos_and_other_files(tmp_path, photos, name):
+    output = tmp_path / name
+    caption_to(output, [photos])
+    before = output.read_bytes()
+    with pytest.raises(CaptionerError, match="--overwrite"):
+        caption_to(output, [photos / "3.png"], mode="resume")
+    assert output.read_bytes() == before
+    output.write_bytes(b"my notes,\nnot yours\ntorn")
+    with pytest.raises(CaptionerError):
+        caption_to(output, [photos], mode="resume")
+    assert output.read_bytes() == b"my notes,\nnot yours\ntorn"
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.json", "out.parquet"])
+def test_a_complete_output_resumes_to_itself_and_takes_more_photos(tmp_path, photos, name):
+    if name == "out.parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    output, more = tmp_path / name, save(tmp_path / "zoo.png")
+    caption_to(output, [photos])
+    before, captioner = output.read_bytes(), FakeCaptioner()
+    summary = caption_to(output, [photos], mode="resume", captioner=captioner)
+    assert (summary.kept, summary.kept_failed, summary.captioned) == (7, 1, 0)
+    assert not summary.ok
+    assert captioner.read == 0
+    assert output.read_bytes() == before
+    with pytest.raises(CaptionerError, match=f"{name} has a result for .*--overwrite"):
+        caption_to(output, [photos / "3.png"], mode="resume")
+    assert output.read_bytes() == before
+    assert caption_to(output, [photos, more], mode="resume").captioned == 1
+    assert output.read_bytes() != before
+    assert caption_to(output, [photos, more], mode="resume").kept == 8
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("text", ["no JSON", '{"images": []}\n', '[\n {\n  "image": "a"\n }\n]\n'])
+@pytest.mark.parametrize("name", ["out.json", "out.parquet"])
+def test_a_stranger_is_not_resumed(tmp_path, photos, name, text):
+    if name == "out.parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    output = tmp_path / name
+    output.write_text(text)
+    with pytest.raises(CaptionerError, match="no result of this command: --overwrite"):
+        caption_to(output, [photos], mode="resume")
+    assert output.read_text() == text
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_two_writers_are_refused(tmp_path, photos):
+    for name in ("out.jsonl", "out.json"):
+        output = tmp_path / name
+        for mode in ("new", "resume", "overwrite"):
+
+            def second(output=output, mode=mode):
+                with pytest.raises(CaptionerError, match="another captioner"):
+                    open_sink(str(output), mode=mode)
+
+            captioner = FakeCaptioner(on_batch=second)
+            summary = caption_to(output, [photos], mode="overwrite", captioner=captioner)
+            assert summary.captioned == 6
+            assert len(output.read_text().split('"image"')) == 8
+
+
+def test_a_full_disk_keeps_whole_rows_and_can_be_resumed(tmp_path, photos):
+    resource = pytest.importorskip("resource")
+    whole = tmp_path / "whole.jsonl"
+    caption_to(whole, [photos])
+    output = tmp_path / "out.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size // 2, limits[1]))
+    try:
+        with pytest.raises(CaptionerError, match=r"cannot write .*out\.jsonl.* kept"):
+            caption_to(output, [photos])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    kept = output.read_bytes()
+    assert kept.endswith(b"\n")
+    assert whole.read_bytes().startswith(kept)
+    caption_to(output, [photos], mode="resume")
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_unusable_outputs(tmp_path, photos):
+    (tmp_path / "file").touch()
+    with pytest.raises(CaptionerError, match="cannot write"):
+        open_sink(str(tmp_path / "file" / "out.jsonl"))
+    with pytest.raises(ConfigError, match="is a folder"):
+        open_sink(str(tmp_path), "jsonl")
+    with pytest.raises(ConfigError, match="--format"):
+        open_sink(str(tmp_path / "out.docx"))
+    with pytest.raises(ConfigError, match="-o"):
+        open_sink(None, mode="resume")
+
+
+def test_interrupted_at_once_leaves_no_file(tmp_path, photos):
+    with pytest.raises(KeyboardInterrupt):
+        caption_to(tmp_path / "out.csv", [photos], captioner=FakeCaptioner(stop_after=0))
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_coco_results(tmp_path):
+    for name in ("COCO_val2014_000000000042.png", "000007.png", "dog.png"):
+        save(tmp_path / "photos" / name)
+    output = tmp_path / "results.json"
+    summary = caption_to(output, [tmp_path / "photos"], form="coco")
+    assert json.loads(output.read_text()) == [
+        {"image_id": 7, "caption": "a photo"},
+        {"image_id": 42, "caption": "a photo"},
+    ]
+    assert (summary.captioned, summary.failed) == (2, 1)
+    assert "no image id" in str(summary.kinds)
+    with pytest.raises(CaptionerError, match="is complete: --overwrite"):
+        caption_to(output, [tmp_path / "photos"], form="coco", mode="resume")
+    assert len(json.loads(output.read_text())) == 2
+    assert not list(tmp_path.glob("*.partial"))
+    assert coco_id(Item("7.png", id="x")) == "x"
+
+
+def test_sidecars(tmp_path, photos):
+    def caption(mode, *paths):
+        items = open_sources(map(str, paths))
+        return run(FakeCaptioner(), items, open_sink(None, "sidecar", mode=mode))
+
+    (photos / "1.txt").write_text("by hand")
+    save(photos / "0.jpg")  # the same sidecar as 0.png
+    summary = caption("new", photos)
+    assert (photos / "0.txt").read_text() == "a photo\n"
+    assert (photos / "1.txt").read_text() == "by hand"
+    assert (summary.captioned, summary.failed) == (5, 3)
+    (photos / "6.txt").unlink()
+    summary = caption("resume", photos)
+    assert (summary.captioned, summary.failed, summary.kept) == (1, 1, 6)
+    long = save(photos / ("x" * 251 + ".png"))  # 255 bytes, the usual limit
+    assert caption("new", long).ok
+    caption("overwrite", photos / "1.png")
+    assert (photos / "1.txt").read_text() == "a photo\n"
+
+
+# -------------------------------------------------------------------------------------------- run
+
+
+def test_fail_fast_keeps_what_is_before_the_failure(tmp_path, photos):
+    output = tmp_path / "out.jsonl"
+    summary = caption_to(output, [photos], fail_fast=True)
+    assert "2.png" in summary.stopped_by
+    assert len(output.read_text().splitlines()) == 2
+    save(photos / "2.png")
+    summary = caption_to(output, [photos], mode="resume")
+    assert summary.ok
+    assert (summary.kept, summary.captioned) == (2, 5)
+
+
+def test_errors_file_is_complete_after_a_resume_and_a_manifest(tmp_path, photos):
+    errors, output = tmp_path / "errors.jsonl", tmp_path / "out.jsonl"
+    form = JsonLinesFormat()
+    stopped = FakeCaptioner(stop_after=5)
+    with pytest.raises(KeyboardInterrupt):
+        caption_to(output, [photos], captioner=stopped, errors=RowFile(errors, form))
+    paths = [photos, tmp_path / "missing.png"]
+    caption_to(output, paths, mode="resume", errors=RowFile(errors, form, "overwrite"))
+    assert names(errors) == [str(photos / "2.png"), str(tmp_path / "missing.png")]
+
+
+def test_strips_of_a_resumed_run(tmp_path):
+    for folder in "abc":
+        save(tmp_path / folder / "dog.png")
+    paths = [tmp_path / folder for folder in "abc"]
+    caption_to(tmp_path / "1.jsonl", paths, strips=StripFolder(str(tmp_path / "one")))
+    with pytest.raises(KeyboardInterrupt):
+        caption_to(
+            tmp_path / "2.jsonl",
+            paths,
+            captioner=FakeCaptioner(stop_after=2),
+            strips=StripFolder(str(tmp_path / "two")),
+        )
+    strips = StripFolder(str(tmp_path / "two"))
+    caption_to(tmp_path / "2.jsonl", paths, mode="resume", strips=strips)
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("one", "two")
+    )
+    assert len(one) == 3
+    assert one == two
+
+
+def test_out_of_memory_names_the_option(tmp_path, photos):
+    def fail():
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(CaptionerError, match="--batch-size"):
+        caption_to(tmp_path / "out.jsonl", [photos], captioner=FakeCaptioner(on_batch=fail))
+
+
+def test_summary_reads_well():
+    summary = Summary(captioned=9998, failed=2, seconds=10000 / 41)
+    summary.kinds["no such file"] = 2
+    assert summary.lines() == ["9,998 captioned, 2 failed, 41 images/s", "  2 × no such file"]
+
+
+def test_memory_stays_flat(tmp_path, photos):
+    """Eight thousand names go through without being held."""
+    tracemalloc = pytest.importorskip("tracemalloc")
+
+    class Instant(FakeCaptioner):
+        def stream(self, sources, *, batch_size=32, workers=None, **search):
+            for source in sources:
+                yield Failure(source, "x")
+
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("".join(f"photo_{n:060}.jpg\n" for n in range(8_000)))
+    tracemalloc.start()
+    try:
+        summary = caption_to(tmp_path / "out.jsonl", [manifest], captioner=Instant())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert summary.failed == 8_000
+    assert peak < 300_000  # bytes; the names alone would take a million

@@ -1,0 +1,101 @@
+"""The commands other than ``caption``."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers.tiny import MODEL
+from helpers.tiny_files import WORDS, environment
+
+from captioner import __version__
+from captioner.cli import main as cli
+from captioner.models.caption_model import CaptionModel
+
+
+def test_help_is_quick_and_complete():
+    program = (
+        "import sys; from captioner.cli.main import main; status = main(['--help']);"
+        "heavy = {'torch', 'numpy', 'PIL', 'yaml', 'tqdm'} & set(sys.modules);"
+        "sys.exit(f'{status} {heavy}' if status or heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("caption", "train", "evaluate", "info"))
+
+
+def test_version_and_unknown_commands(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"captioner {__version__}\n"
+    assert cli.main([]) == 2
+    assert cli.main(["draw"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_info(model, capsys):
+    assert cli.main(["info", str(model)]) == 0
+    text = capsys.readouterr().out
+    for piece in (MODEL.encoder.name, "4 × 4", "additive 8", f"{len(WORDS) + 4} words", "cider"):
+        assert piece in text
+    assert cli.main(["info", str(model), "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["bytes"] == model.stat().st_size
+    assert info["parameters"] == sum(
+        tensor.numel() for tensor in CaptionModel(MODEL, len(WORDS) + 4).state_dict().values()
+    )
+    assert set(WORDS) < set(info["vocabulary"])
+    assert info["record"]["validation"] == {"cider": 0.5}
+    assert cli.main(["info", str(model.parent)]) == 2
+    assert capsys.readouterr().err.startswith("captioner: error: ")
+
+
+def captions_file(photos, path):
+    lines = [
+        {"image": str(photo), "captions": ["A dog runs.", "The red ball."], "split": "val"}
+        for photo in sorted(photos.glob("*.png"))
+    ]
+    Path(path).write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_evaluate(model, photos, capsys):
+    captions_file(photos, "captions.jsonl")
+    arguments = ["--captions", "captions.jsonl", "--images", ".", "--model", str(model)]
+    files = ["--json", "figures.json", "--results-out", "results.json"]
+    assert cli.main(["evaluate", *arguments, *files, "--split", "val", "--beam", "2"]) == 0
+    captured = capsys.readouterr()
+    assert "BLEU-4" in captured.out
+    assert captured.err == ""
+    assert json.loads(Path("figures.json").read_text())["photos"] == 5
+    assert len(json.loads(Path("results.json").read_text())) == 5
+    assert cli.main(["evaluate", *arguments, "--split", "test"]) == 2
+    assert "no split 'test'" in capsys.readouterr().err
+
+
+def test_train(photos, capsys, monkeypatch):
+    """Arguments and output only: the loop has tests of its own."""
+    from captioner.cli import train as command
+
+    class Trainer:
+        total_steps = 10
+
+        def __init__(self, config, *, resume):
+            self.config, self.step = config, 10 if resume else 4
+
+        def run(self):
+            logging.getLogger("captioner.training").info("epoch 1")
+            return {"cider": float(self.config.optim.epochs)}
+
+    monkeypatch.setattr(command, "Trainer", Trainer)
+    Path("tiny.yaml").write_text("out: runs/tiny\n")
+    arguments = ["train", "tiny.yaml", "--resume", "optim.epochs=3", "seed=1"]
+    assert cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"out": "runs/tiny", "step": 10, "cider": 3.0}
+    assert captured.err == "captioner: epoch 1\n"
+    assert cli.main(["train", "tiny.yaml"]) == 130  # stopped before the end
+    assert cli.main(["train", "tiny.yaml", "optim.epoch=3"]) == 2
+    assert "did you mean 'epochs'" in capsys.readouterr().err
+    assert cli.main(["train", "none.yaml"]) == 2

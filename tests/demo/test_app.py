@@ -1,0 +1,241 @@
+"""The demo's settings and handlers, called as Gradio calls them; no server, no browser."""
+
+import itertools
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.tiny_files import make_photos
+
+pytest.importorskip("gradio", reason="the extra demo is not installed")
+
+import gradio as gr
+
+from captioner.api import Captioner
+from captioner.cli import main as cli
+from captioner.decoding.options import SearchOptions
+from captioner.demo import app, limits, settings
+from captioner.demo.models import Models
+from captioner.demo.tabs import caption as caption_tab
+from captioner.demo.viewer import ASSETS, read_asset
+from captioner.errors import ConfigError
+
+LOOKS = ("tiny", "heatmap", 0.5)  # model, style, strength
+
+
+@pytest.fixture(scope="module")
+def models(model):
+    return Models({"tiny": Captioner.from_pretrained(model, device="cpu")})
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "photos"
+    make_photos(folder, 1)
+    return str(folder / "00.png")
+
+
+def search(**changes):
+    """The values of the settings, in the order of the page."""
+    usual = {"mode": settings.BEAM, "captions": 3, "beam": 3, "penalty": 0.0, "temperature": 1.0}
+    usual |= {"top_p": 0.9, "seed": 0, "require": "", "ban": ""}
+    return tuple((usual | changes).values())
+
+
+class Choice:
+    def __init__(self, data):
+        self._data = data
+
+
+def test_a_photo_gives_a_payload_and_a_state(models, photo):
+    payload, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    assert (payload["style"], payload["strength"]) == ("heatmap", 0.5)
+    assert [each["text"] for each in payload["sentences"]] == [each.text for each in view.sentences]
+    assert len(view.sentences) == 3
+
+
+def test_no_photo_clears_the_page(models):
+    assert caption_tab.on_photo(models, None, *LOOKS, *search()) == (None, None)
+
+
+def test_what_is_no_photo_gives_a_message(models, tmp_path):
+    path = tmp_path / "<img src=x onerror=alert(1)>.jpg"
+    path.write_bytes(b"nonsense")
+    payload, view = caption_tab.on_photo(models, str(path), *LOOKS, *search())
+    assert view is None
+    assert payload["error"].startswith("This photo cannot be used: not a picture")
+    assert "onerror" not in payload["error"]
+
+
+def test_a_setting_that_fails_forgets_nothing(models, photo):
+    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    payload, kept = caption_tab.on_settings(models, None, view, *LOOKS, *search(require="dogg"))
+    assert "near: dog" in payload["error"]
+    assert kept is view
+    payload, new = caption_tab.on_settings(models, None, kept, *LOOKS, *search(require="dog"))
+    assert all("dog" in each["text"].split() for each in payload["sentences"])
+    assert new.source == photo
+
+
+def test_settings_before_any_photo_do_nothing(models):
+    assert caption_tab.on_settings(models, None, None, *LOOKS, *search()) == (None, None)
+
+
+def test_an_own_sentence_is_shown(models, photo):
+    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    payload, view = caption_tab.on_sentence(models, "a zorbly dog", view, *LOOKS)
+    shown = payload["sentences"][payload["chosen"]]
+    assert shown["origin"] == "yours"
+    assert [word["known"] for word in shown["words"]] == [True, False, True]
+
+
+@pytest.mark.parametrize("text", ["", "  ", "..."])
+def test_a_sentence_without_words_is_told(models, photo, text):
+    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    with pytest.raises(gr.Error, match="at least one word"):
+        caption_tab.on_sentence(models, text, view, *LOOKS)
+
+
+def test_a_photo_that_has_been_deleted_is_told(models, photo, tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(Path(photo).read_bytes())
+    _, view = caption_tab.on_photo(models, str(path), *LOOKS, *search())
+    path.unlink()
+    with pytest.raises(gr.Error, match="no longer here"):
+        caption_tab.on_sentence(models, "a dog", view, *LOOKS)
+
+
+def test_an_endless_text_costs_no_more_than_the_page_allows(models, photo):
+    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_sentence(models, "dog " * 10**6, view, *LOOKS)
+    assert len(view.sentence.text) <= limits.TEXT
+    assert len(settings.split_words("dog " * 10**6)) <= limits.TEXT
+
+
+def test_without_a_photo_there_is_nothing_to_ask_or_take(models, tmp_path):
+    with pytest.raises(gr.Error, match="photo first"):
+        caption_tab.on_sentence(models, "a dog", None, *LOOKS)
+    with pytest.raises(gr.Error, match="photo first"):
+        caption_tab.on_download(str(tmp_path), "strip", None, "spotlight", 0.6)
+
+
+def test_the_choice_decides_what_is_downloaded(models, photo, tmp_path):
+    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    view = caption_tab.on_choice(view, Choice({"index": 1}))
+    path = caption_tab.on_download(str(tmp_path), "numbers", view, "spotlight", 0.6)
+    assert view.sentences[1].text in Path(path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("data", [None, {}, {"index": "1"}, {"index": None}, {"index": 99}, [1]])
+def test_a_forged_choice_changes_nothing(models, photo, data):
+    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    assert caption_tab.on_choice(view, Choice(data)) is view
+    assert caption_tab.on_choice(None, Choice(data)) is None
+
+
+def test_every_combination_of_settings_is_a_possible_search():
+    modes = (settings.BEAM, settings.DIVERSE, settings.SAMPLE, settings.AGREE)
+    for mode, captions, beam in itertools.product(modes, range(1, 9), range(1, 11)):
+        values = search(mode=mode, captions=captions, beam=beam, temperature=0.5, top_p=0.5)
+        options = settings.search_options(*values)
+        options.pop("ban"), options.pop("require", None)
+        checked = SearchOptions(**options)
+        assert checked.num_captions == captions
+
+
+def test_the_defaults_are_those_of_the_page(models):
+    with gr.Blocks():
+        made = settings.Settings(models)
+    assert settings.search_options(*(each.value for each in made.search)) == (
+        settings.search_options()
+    )
+
+
+@pytest.mark.parametrize("text", ["dog, cat", "dog cat", " dog,,cat ,", "dog ,cat"])
+def test_words_in_a_line(text):
+    assert settings.split_words(text) == ["dog", "cat"]
+    assert settings.split_words(None) == []
+
+
+def test_models_go_by_name(model, tmp_path):
+    captioner = Captioner.from_pretrained(model, device="cpu")
+    models = Models({"a": captioner, "b": captioner})
+    assert models.names == ["a", "b"]
+    with pytest.raises(ConfigError, match="no model '/etc/passwd': a, b"):
+        models["/etc/passwd"]
+    with pytest.raises(ConfigError):
+        Models({})
+
+
+def test_models_of_the_same_file_name_are_told_apart(model, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "best.safetensors").write_bytes(model.read_bytes())
+    files = [str(tmp_path / folder / "best.safetensors") for folder in ("one", "two", "two")]
+    assert Models.load(files, device="cpu").names == ["best", "two/best", "best (2)"]
+
+
+def test_the_page_builds_with_and_without_examples(models, photo):
+    for examples in ([], [photo]):
+        config = app.build(models, examples).get_config_file()
+        ids = {component["props"].get("elem_id") for component in config["components"]}
+        assert {"photo", "viewer", "own", "settings", "style", "take-film"} <= ids
+
+
+def test_no_handler_is_open_to_programs_by_accident(models):
+    """What is public is named in the API on purpose."""
+    for function in app.build(models).fns.values():
+        if function.fn is not None and function.api_visibility == "public":
+            assert str(function.api_name) in ("caption", "caption_batch", "score")
+
+
+def test_the_templates_hold_nothing_that_gradio_would_run():
+    """Gradio reads them as a JavaScript template literal, after Handlebars."""
+    for name in ("viewer.html", "viewer.css", "header.html"):
+        for forbidden in ("`", "${", "{{", "\\"):
+            assert forbidden not in read_asset(name), name
+
+
+def test_the_assets_fetch_nothing_and_set_no_html():
+    for path in ASSETS.iterdir():
+        text = path.read_text(encoding="utf-8")
+        for forbidden in ("http:", "https:", "//cdn", "@import", "innerHTML", "insertAdjacent"):
+            assert forbidden not in text, path.name
+
+
+def test_the_command_serves_the_models_it_is_given(model, monkeypatch, capsys):
+    given = {}
+
+    def serve(models, **options):
+        given.update(options, models=models.names)
+        return "page", "http://127.0.0.1:7999/"
+
+    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setattr(app, "wait", given.setdefault("waited for", []).append)
+    assert cli.main(["demo", "-m", str(model), "--port", "7999", "--queue", "5"]) == 0
+    assert "http://127.0.0.1:7999/" in capsys.readouterr().out
+    assert given == {
+        "models": ["tiny"],
+        "host": "127.0.0.1",
+        "port": 7999,
+        "queue": 5,
+        "open_browser": False,
+        "mcp": False,
+        "waited for": ["page"],
+    }
+
+
+def test_a_taken_port_is_told(models):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port}: choose another --port"):
+            app.serve(models, port=port, examples=[])
+
+
+def test_the_command_explains_a_missing_gradio(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in [name for name in sys.modules if name.startswith("captioner.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cli.main(["demo"]) == 2
+    assert "pip install 'captioner[demo]'" in capsys.readouterr().err

@@ -1,0 +1,313 @@
+"""The first tab as a person uses it, with a captioner whose maps are known (known_captioner.py)."""
+
+import numpy as np
+import pytest
+from helpers.browser import (
+    PHONE,
+    overlay_alpha,
+    photograph,
+    shown_words,
+    upload,
+    wait_for_word,
+)
+from helpers.known_captioner import (
+    CELLS,
+    GRID,
+    PROBABILITIES,
+    SENTENCES,
+    KnownCaptioner,
+    known_maps,
+)
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the extra demo is not installed")
+
+from captioner.image.visualize import overlay
+
+pytestmark = pytest.mark.browser
+
+SHAPES = {"landscape": (600, 400), "portrait": (300, 500)}
+WORDS = SENTENCES[0]
+
+
+@pytest.fixture(scope="module")
+def address(model, serve_demo):
+    return serve_demo({"known": KnownCaptioner.from_pretrained(model, device="cpu")})
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Paths of smooth colourful photos by shape, none of whose pixels is dark."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, size in SHAPES.items():
+        coarse = rng.integers(120, 255, (4, 4, 3), dtype=np.uint8)
+        photo = Image.fromarray(coarse).resize(size, Image.Resampling.BILINEAR)
+        photo.save(folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in SHAPES}
+
+
+@pytest.fixture
+def page(visit, address, pictures):
+    page = visit(address)
+    upload(page, pictures["landscape"])
+    return page
+
+
+def word(page, index):
+    return page.locator("#viewer .words .word").nth(index)
+
+
+def image(page):
+    return page.locator("#viewer img.photo")
+
+
+def test_a_photo_is_answered_by_its_caption(page):
+    assert shown_words(page) == list(WORDS)
+    assert image(page).get_attribute("alt") == " ".join(WORDS)
+    assert page.locator("#viewer .live").text_content() == " ".join(WORDS)
+    candidates = page.locator("#viewer .candidate .text")
+    assert candidates.all_text_contents() == [" ".join(words) for words in SENTENCES]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_light_falls_on_the_words_place(visit, address, pictures, shape):
+    page = visit(address)
+    upload(page, pictures[shape])
+    photo = Image.open(pictures[shape])
+    boxes = [page.locator(f"#viewer {name}").bounding_box() for name in (".photo", ".overlay")]
+    assert boxes[0] == pytest.approx(boxes[1])
+    assert boxes[0]["width"] / boxes[0]["height"] == pytest.approx(photo.width / photo.height, 0.01)
+    for index, name in enumerate(WORDS):
+        word(page, index).hover()
+        wait_for_word(page, index)
+        seen = np.asarray(photograph(page).resize(photo.size), float).mean(2)
+        kept = seen / np.asarray(photo, float).mean(2)  # share of the light that is left
+        cells = cell_means(kept)
+        assert np.unravel_index(cells.argmax(), GRID) == CELLS[name]
+        row, column = ((np.array(CELLS[name]) + 0.5) / GRID * kept.shape).astype(int)
+        assert kept[row, column] > 0.97
+        far = np.abs(np.indices(GRID) - np.array(CELLS[name])[:, None, None]).max(0) > 1
+        assert np.all(cells[far] < 0.45)  # a floor of 40 %
+
+
+def cell_means(values):
+    height, width = (size // cells for size, cells in zip(values.shape, GRID, strict=True))
+    cut = values[: height * GRID[0], : width * GRID[1]]
+    return cut.reshape(GRID[0], height, GRID[1], width).mean((1, 3))
+
+
+@pytest.mark.parametrize("style", ["spotlight", "heatmap"])
+def test_the_page_shows_what_the_library_draws(page, pictures, style):
+    if style == "heatmap":
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_role("radio", name="Heat map").check()
+        page.wait_for_selector("#viewer .viewer[data-style=heatmap]")
+    word(page, 1).hover()
+    wait_for_word(page, 1)
+    photo = Image.open(pictures["landscape"])
+    drawn = overlay(photo, known_maps(WORDS)[1], style=style, floor=0.4, strength=0.6)
+    seen = photograph(page).resize(photo.size)
+    apart = np.abs(np.asarray(drawn, float) - np.asarray(seen, float))[20:-20, 20:-20]
+    assert apart.mean() < 3
+    assert np.percentile(apart, 99) < 16
+
+
+def test_leaving_the_words_gives_the_photo_back(page):
+    word(page, 0).hover()
+    wait_for_word(page, 0)
+    assert overlay_alpha(page).max() > 0.5
+    page.mouse.move(5, 5)
+    wait_for_word(page, None)
+    assert overlay_alpha(page).max() == 0
+
+
+def test_a_photo_is_taken_away_while_it_is_lit(page):
+    """The watched page fails the test if a fade goes on without its photo."""
+    word(page, 0).hover()
+    wait_for_word(page, 0)
+    page.evaluate("document.querySelector('#photo button[aria-label=\"Remove Image\"]').click()")
+    page.wait_for_selector("#viewer .viewer[data-state=empty]")
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(300)  # longer than a fade
+
+
+def test_the_maps_cross_fade(page):
+    """Half-way from one word to another, so is the light."""
+    ends = []
+    for index in (2, 0):
+        word(page, index).hover()
+        wait_for_word(page, index)
+        ends.append(overlay_alpha(page))
+    page.evaluate(
+        """() => {
+            window.steps = [];
+            window.requestAnimationFrame = step => window.steps.push(step);
+            window.performance.now = () => 1000;
+        }"""
+    )
+    word(page, 2).hover()
+    page.wait_for_selector("#viewer .viewer[data-word='2'][data-fading=true]")
+    page.evaluate("window.steps.splice(0).forEach(step => step(1110))")
+    np.testing.assert_allclose(overlay_alpha(page), sum(ends) / 2, atol=0.02)
+
+
+def test_the_underline_is_as_long_as_the_word_is_likely(page):
+    for index, name in enumerate(WORDS):
+        full, filled = word(page, index).evaluate(
+            """node => ["::before", "::after"].map(
+                part => parseFloat(getComputedStyle(node, part).width))"""
+        )
+        assert filled / full == pytest.approx(PROBABILITIES[name], abs=0.02)
+        word(page, index).hover()
+        reading = page.locator("#viewer .reading")
+        assert reading.text_content() == f"{PROBABILITIES[name]:.0%} sure of “{name}”".replace(
+            "%", " %"
+        )
+
+
+def test_the_photo_tells_which_word_looked_there(page):
+    box = image(page).bounding_box()
+    for index, name in enumerate(WORDS):
+        row, column = CELLS[name]
+        x = box["x"] + (column + 0.5) / GRID[1] * box["width"]
+        page.mouse.move(x, box["y"] + (row + 0.5) / GRID[0] * box["height"])
+        wait_for_word(page, index)
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] - 5)
+    wait_for_word(page, None)
+
+
+def test_a_click_pins_a_word(page):
+    word(page, 1).click()
+    page.mouse.move(5, 5)
+    wait_for_word(page, 1)
+    assert word(page, 1).get_attribute("aria-pressed") == "true"
+    word(page, 1).click()
+    page.mouse.move(5, 5)
+    wait_for_word(page, None)
+
+
+def test_a_tap_pins_a_word_on_a_phone(visit, address, pictures):
+    page = visit(address, viewport=PHONE, has_touch=True, is_mobile=True)
+    upload(page, pictures["portrait"])
+    for index in (2, 0):
+        word(page, index).tap()
+        wait_for_word(page, index)
+    assert overlay_alpha(page).max() > 0.5
+    word(page, 0).tap()
+    wait_for_word(page, None)
+
+
+def test_the_keyboard_reads_the_words(page):
+    word(page, 0).focus()
+    for key, index in (
+        *(("ArrowRight", 1), ("ArrowRight", 2), ("ArrowRight", 0), ("ArrowLeft", 2)),
+        *(("Home", 0), ("End", 2), ("ArrowLeft", 1)),
+    ):
+        page.keyboard.press(key)
+        wait_for_word(page, index)
+        assert page.evaluate("document.activeElement.dataset.index") == str(index)
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")  # one stop for all words: the focus leaves, the pin stays
+    assert page.evaluate("document.activeElement.className") == "play"
+    wait_for_word(page, 1)
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Escape")
+    wait_for_word(page, None)
+    assert overlay_alpha(page).max() == 0
+
+
+def test_a_screen_reader_gets_probability_and_place(page):
+    labels = [word(page, index).get_attribute("aria-label") for index in range(3)]
+    assert labels == [
+        "upper, 90 %, looked at: top left",
+        "middle, 50 %, looked at: centre",
+        "lower, 20 %, looked at: bottom right",
+    ]
+
+
+def test_play_walks_through_the_words(page):
+    page.evaluate(
+        """() => {
+            const root = document.querySelector("#viewer .viewer");
+            window.played = [];
+            const seen = () => window.played.at(-1) === root.dataset.word ||
+                window.played.push(root.dataset.word);
+            new MutationObserver(seen).observe(root, {attributeFilter: ["data-word"]});
+        }"""
+    )
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_selector("#viewer .viewer[data-playing=true]")
+    page.wait_for_selector("#viewer .viewer[data-playing=false]")
+    wait_for_word(page, None)
+    assert page.evaluate("window.played") == ["0", "1", "2", ""]
+
+
+def test_playing_can_be_stopped(page):
+    page.get_by_role("button", name="Play").click()
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_selector("#viewer .viewer[data-playing=false]")
+    wait_for_word(page, None)
+
+
+def test_another_sentence_brings_its_own_words_and_maps(page):
+    page.locator("#viewer .candidate").nth(1).click()
+    assert shown_words(page) == list(SENTENCES[1])
+    assert image(page).get_attribute("alt") == " ".join(SENTENCES[1])
+    word(page, 1).hover()
+    wait_for_word(page, 1)
+    light = cell_means(1 - overlay_alpha(page))
+    assert np.unravel_index(light.argmax(), GRID) == CELLS[SENTENCES[1][1]]
+
+
+def test_arrows_choose_a_sentence(page):
+    rows = page.locator("#viewer .candidate")
+    rows.nth(0).focus()
+    page.keyboard.press("ArrowDown")
+    assert shown_words(page) == list(SENTENCES[1])
+    page.keyboard.press("End")
+    assert shown_words(page) == list(SENTENCES[2])
+    checked = [rows.nth(index).get_attribute("aria-checked") for index in range(3)]
+    assert checked == ["false", "false", "true"]
+
+
+def test_all_words_at_once(page):
+    page.get_by_role("button", name="All words").click()
+    panels = page.locator("#viewer .strip .panel")
+    assert panels.locator(".name").all_text_contents() == list(WORDS)
+    panels.nth(2).click()
+    wait_for_word(page, 2)
+    assert "on" in panels.nth(2).get_attribute("class").split()
+
+
+def test_an_own_sentence_is_asked(page):
+    own = page.locator("#own textarea, #own input").first
+    own.fill("Lower zorbly upper")
+    own.press("Enter")
+    page.wait_for_selector("#viewer .candidate[data-origin=yours][aria-checked=true]")
+    assert shown_words(page) == ["lower", "zorbly", "upper"]
+    assert "unknown" in word(page, 1).get_attribute("class").split()
+    word(page, 0).hover()
+    wait_for_word(page, 0)
+    light = cell_means(1 - overlay_alpha(page))
+    assert np.unravel_index(light.argmax(), GRID) == CELLS["lower"]
+
+
+@pytest.mark.parametrize("event", ["paste", "drop"])
+def test_a_photo_may_be_pasted_or_dropped_anywhere(visit, address, event):
+    page = visit(address)
+    page.evaluate(
+        """async event => {
+            const canvas = new OffscreenCanvas(90, 60);
+            canvas.getContext("2d").fillRect(0, 0, 90, 60);
+            const files = new DataTransfer();
+            files.items.add(new File([await canvas.convertToBlob()], "x.png", {type: "image/png"}));
+            const made = event === "paste"
+                ? new ClipboardEvent(event, {clipboardData: files, bubbles: true, cancelable: true})
+                : new DragEvent(event, {dataTransfer: files, bubbles: true, cancelable: true});
+            document.body.dispatchEvent(made);
+        }""",
+        event,
+    )
+    page.wait_for_selector("#viewer .viewer[data-state=ready]")
+    assert shown_words(page) == list(WORDS)

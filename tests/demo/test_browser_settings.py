@@ -1,0 +1,184 @@
+"""Settings, and what a visitor takes home."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.browser import overlay_alpha, shown_words, upload, wait_for_word
+from helpers.known_captioner import SENTENCES, KnownCaptioner, known_maps
+from helpers.tiny_files import make_photos
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the extra demo is not installed")
+
+from captioner.api import Captioner
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("settings") / "photos"
+    make_photos(folder, 1)
+    return folder / "00.png"
+
+
+@pytest.fixture(scope="module")
+def address(model, serve_demo):
+    tiny, known = (
+        each.from_pretrained(model, device="cpu") for each in (Captioner, KnownCaptioner)
+    )
+    return serve_demo({"tiny": tiny, "known": known})
+
+
+@pytest.fixture
+def page(visit, address, photo):
+    page = visit(address)
+    upload(page, photo)
+    page.get_by_role("button", name="Settings").click()
+    return page
+
+
+def sentences(page):
+    return page.locator("#viewer .candidate .text").all_text_contents()
+
+
+def choose(page, name, option):
+    page.locator(f"#{name} input").click()
+    page.get_by_role("option", name=option).click()
+
+
+def give_number(page, name, value):
+    """Type a number; an accordion that is still opening may put the old one back, once."""
+    from playwright.sync_api import expect
+
+    field = page.locator(f"#{name} input[type=number]")
+    expect(field).not_to_have_value("")
+    for _ in range(2):
+        field.fill(str(value))
+        field.blur()
+        page.wait_for_timeout(500)
+        if field.input_value() == str(value):
+            break
+
+
+def test_numbers_of_sentences_and_beams(page):
+    from playwright.sync_api import expect
+
+    give_number(page, "captions", 5)
+    expect(page.locator("#viewer .candidate")).to_have_count(5)
+    assert len(set(sentences(page))) == 5
+
+
+def test_banned_and_required_words(page):
+    from playwright.sync_api import expect
+
+    first = sentences(page)[0]
+    banned = first.split()[0]
+    page.locator("#ban textarea, #ban input").first.fill(banned)
+    page.keyboard.press("Enter")
+    expect(page.locator("#viewer .candidate .text").first).not_to_have_text(first)
+    assert not any(banned in text.split() for text in sentences(page))
+    other = "dog" if banned != "dog" else "cat"
+    page.locator("#require textarea, #require input").first.fill(other)
+    page.keyboard.press("Enter")
+    expect(page.locator("#viewer .candidate .text").first).to_contain_text(other)
+    assert all(other in text.split() for text in sentences(page))
+
+
+def test_a_word_that_the_model_does_not_have_is_told_and_can_be_mended(page):
+    before = sentences(page)
+    require = page.locator("#require textarea, #require input").first
+    require.fill("dogg")
+    require.press("Enter")
+    page.wait_for_selector("#viewer .viewer[data-state=error]")
+    message = page.locator("#viewer .message").text_content()
+    assert "dogg" in message
+    assert "dog" in message.split("near:")[1]
+    require.fill("")
+    require.press("Enter")
+    page.wait_for_selector("#viewer .viewer[data-state=ready]")
+    assert sentences(page) == before
+
+
+def test_sampling_with_another_seed_says_other_things(page):
+    from playwright.sync_api import expect
+
+    text = page.locator("#viewer .candidates")
+    before = text.text_content()
+    assert not page.locator("#seed").is_visible()
+    choose(page, "mode", "Sampling")
+    expect(text).not_to_have_text(before)
+    sampled = text.text_content()
+    give_number(page, "seed", 7)
+    expect(text).not_to_have_text(sampled)
+    assert not page.locator("#beam").is_visible()
+
+
+def test_strength_dims_without_asking_the_model(page):
+    page.locator("#viewer .word").first.click()
+    wait_for_word(page, 0)
+    before = overlay_alpha(page).max()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    give_number(page, "strength", 0.3)
+    page.wait_for_function(
+        """most => {
+            const canvas = document.querySelector("#viewer canvas.overlay");
+            const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            return Math.max(...data.filter((_, i) => i % 4 === 3)) < 255 * most;
+        }""",
+        arg=before - 0.02,
+    )
+    assert overlay_alpha(page).max() == pytest.approx(before / 2, abs=0.01)  # 0.3 instead of 0.6
+    assert page.locator("#viewer .viewer").get_attribute("data-word") == "0"
+    assert not [url for url in asked if "queue" in url]
+
+
+def test_another_model_captions_the_same_photo(page):
+    choose(page, "model", "known")
+    page.wait_for_selector("#viewer .word >> text=upper")
+    assert shown_words(page) == list(SENTENCES[0])
+
+
+@pytest.fixture
+def take(visit, address, photo, tmp_path):
+    """Choose the second known sentence and download: ``take(kind) -> path``."""
+    page = visit(address)
+    page.get_by_role("button", name="Settings").click()
+    choose(page, "model", "known")
+    upload(page, photo)
+    page.locator("#viewer .candidate").nth(1).click()
+
+    def take_home(kind):
+        with page.expect_download() as download:
+            page.locator(f"#take-{kind}").click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        return path
+
+    return take_home
+
+
+def test_files_to_take_home_are_of_the_sentence_on_show(take):
+    words = list(SENTENCES[1])
+    name = "-".join(words)
+
+    numbers = take("numbers")
+    assert numbers.name == f"{name}.json"
+    content = json.loads(numbers.read_text(encoding="utf-8"))
+    assert [word["word"] for word in content["words"]] == words
+    maps = np.array([word["attention"] for word in content["words"]])
+    np.testing.assert_allclose(maps, known_maps(words))
+
+    strip = take("strip")
+    assert strip.name == f"{name}.png"
+    with Image.open(strip) as image:
+        image.load()
+        assert image.format == "PNG"
+
+    film = take("film")
+    assert film.name == f"{name}.gif"
+    with Image.open(film) as image:
+        assert image.is_animated
+        assert image.n_frames == len(words) + 1

@@ -1,0 +1,139 @@
+"""The other tabs: two sides compared, many photos, and what is told of the model."""
+
+import csv
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from helpers.browser import wait_for_word
+from helpers.known_captioner import SENTENCES, KnownCaptioner
+from helpers.tiny_files import make_photos
+
+pytest.importorskip("gradio", reason="the extra demo is not installed")
+
+from captioner.api import Captioner
+
+pytestmark = pytest.mark.browser
+
+EVIL = "<img src=x onerror=alert(1)>.png"
+WORDS = list(SENTENCES[0])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tabs") / "photos"
+    make_photos(folder, 3)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def captioner(model):
+    return Captioner.from_pretrained(model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def address(model, captioner, serve_demo):
+    known = KnownCaptioner.from_pretrained(model, device="cpu")
+    return serve_demo({"known": known, "tiny": captioner})
+
+
+@pytest.fixture
+def tab(visit, address):
+    def open_tab(name):
+        page = visit(address)
+        page.get_by_role("tab", name=name).click()
+        return page
+
+    return open_tab
+
+
+def give(page, *files):
+    """Give the batch tab files, and wait for the end."""
+    page.set_input_files("#files input[type=file]", list(files))
+    page.wait_for_selector("#table .many[data-done=true]")
+
+
+def take(page, name):
+    with page.expect_download() as download:
+        page.locator(f"#take-{name}").click()
+    return download.value.path().read_text(encoding="utf-8")
+
+
+def zipped(*photos):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for photo in photos:
+            archive.write(photo, f"folder/{photo.name}")
+        archive.writestr(f"folder/{EVIL}", b"nonsense")
+    return {"name": "photos.zip", "mimeType": "application/zip", "buffer": buffer.getvalue()}
+
+
+def test_many_photos_become_a_table_and_files(tab, photos):
+    page = tab("Batch")
+    assert page.locator("#take-csv").is_disabled()
+    evil = {"name": EVIL, "mimeType": "image/png", "buffer": b"nonsense"}
+    good = {"name": "good.png", "mimeType": "image/png", "buffer": photos[0].read_bytes()}
+    give(page, good, evil)
+    rows = page.locator("#table tbody tr")
+    assert rows.locator(".sentence").nth(0).text_content() == " ".join(WORDS)
+    assert "not a picture" in rows.locator(".sentence").nth(1).text_content()
+    assert page.locator("#table .count").text_content() == "2 photos, 1 failed"
+    assert rows.locator("img").count() == 1
+    names = rows.locator(".file").all_text_contents()
+    assert names[0] == "good.png"
+    assert "onerror" in names[1]  # and so it was told as text
+
+    lines = [json.loads(line) for line in take(page, "jsonl").splitlines()]
+    assert lines[0]["caption"] == " ".join(WORDS)
+    assert "not a picture" in lines[1]["error"]
+    cells = list(csv.DictReader(io.StringIO(take(page, "csv"))))
+    assert [cell["caption"] for cell in cells] == [" ".join(WORDS), ""]
+
+
+def test_a_zip_is_captioned_photo_by_photo(tab, photos, captioner):
+    page = tab("Batch")
+    page.get_by_role("button", name="Settings").click()
+    page.locator("#batch-model input").click()
+    page.get_by_role("option", name="tiny").click()
+    give(page, zipped(*photos))
+    rows = page.locator("#table tbody tr")
+    expected = [captioner(str(photo), beam=3).text for photo in photos]
+    assert rows.locator(".sentence").all_text_contents()[:3] == expected
+    assert rows.locator(".file").all_text_contents()[:2] == ["folder/00.png", "folder/01.png"]
+    assert "failed" in rows.nth(3).get_attribute("class")
+
+
+def test_two_sides_are_compared(tab, photos):
+    page = tab("Compare")
+    page.set_input_files("#compare-photo input[type=file]", str(photos[0]))
+    for side in "ab":
+        page.wait_for_selector(f"#viewer-{side} .viewer[data-state=ready]")
+    texts = {
+        side: page.locator(f"#viewer-{side} .words .word").all_text_contents() for side in "ab"
+    }
+    assert texts["a"] == WORDS
+    assert texts["b"] != WORDS
+    own = page.locator("#compare-own textarea, #compare-own input").first
+    own.fill("a dog")
+    own.press("Enter")
+    for side in "ab":
+        page.wait_for_selector(f"#viewer-{side} .candidate[data-origin=yours][aria-checked=true]")
+    page.locator("#viewer-a .words .word").nth(1).hover()
+    for side in "ab":  # what is looked at in one is shown in the other
+        wait_for_word(page, 1, viewer=f"viewer-{side}")
+    pictures = [
+        page.locator(f"#viewer-{side} canvas.overlay").evaluate(
+            "canvas => [...canvas.getContext('2d').getImageData(0, 0, 99, 99).data]"
+        )
+        for side in "ab"
+    ]
+    assert not np.array_equal(*pictures)
+
+
+def test_the_model_is_told_about(tab, captioner):
+    page = tab("About")
+    text = page.locator("#about").inner_text()
+    for told in ("known", "tiny", f"{len(captioner.vocabulary)} words", "0.5", "What attention"):
+        assert told in text

@@ -1,0 +1,270 @@
+"""The demo's tabs beside the first: many photos, two sides, and what is told about the models."""
+
+import csv
+import html
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from helpers.damaged import make_zip, png_header
+from helpers.tiny_files import make_photos
+
+pytest.importorskip("gradio", reason="the extra demo is not installed")
+
+import gradio as gr
+
+from captioner.api import Captioner
+from captioner.demo import app, limits, settings, uploads
+from captioner.demo.models import SHIPPED, Models
+from captioner.demo.private import keep_private
+from captioner.demo.tabs import about as about_tab
+from captioner.demo.tabs import batch as batch_tab
+from captioner.demo.tabs import compare as compare_tab
+from captioner.demo.uploads import Upload, caption_uploads
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def models(model):
+    captioner = Captioner.from_pretrained(model, device="cpu")
+    return Models({"tiny": captioner, "other": captioner})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tabs") / "photos"
+    make_photos(folder, 5)
+    return folder
+
+
+# ----------------------------------------------------------------------------------- many photos
+
+
+@pytest.fixture
+def given(folder, tmp_path):
+    """Two photos, a zip of two others, a bomb, and a file that is none with an evil name."""
+    archive = make_zip(
+        tmp_path / "a.zip", {f"{n}.png": (folder / f"{n}.png").read_bytes() for n in ("02", "03")}
+    )
+    (tmp_path / "none").write_bytes(b"nonsense")
+    (tmp_path / "bomb.png").write_bytes(png_header(50_000, 50_000))
+    return [
+        Upload(str(folder / "00.png"), "00.png"),
+        Upload(archive, "a.ZIP"),
+        Upload(str(tmp_path / "none"), EVIL + ".jpg"),
+        Upload(str(tmp_path / "bomb.png"), "bomb.png"),
+        Upload(str(folder / "01.png"), "01.png"),
+    ]
+
+
+def test_many_photos_are_captioned_as_the_library_does(models, given, folder):
+    expected = {
+        f"{number}.png": models["tiny"](str(folder / f"{number}.png")).text
+        for number in ("00", "01", "02", "03")
+    }
+    found = {
+        photo.name: result if isinstance(result, str) else result.text
+        for photo, result in caption_uploads(models["tiny"], given, {})
+    }
+    assert list(found) == ["00.png", "02.png", "03.png", EVIL + ".jpg", "bomb.png", "01.png"]
+    assert "not a picture" in found.pop(EVIL + ".jpg")
+    assert "over the limit" in found.pop("bomb.png")
+    assert found == expected
+    assert uploads.count_uploads(given) == 6
+
+
+def test_too_many_photos_are_cut_off_and_told(models, folder, monkeypatch):
+    monkeypatch.setattr(limits, "PHOTOS", 3)
+    files = [Upload(str(folder / "00.png"), "a.png")] * 5
+    results = [result for _, result in caption_uploads(models["tiny"], files, {})]
+    assert len(results) == 4 == uploads.count_uploads(files)
+    assert results[3] == "only 3 photos at a time: the rest is left out"
+
+
+def test_giving_up_early_leaves_nothing_running(models, folder):
+    files = [Upload(str(folder / "00.png"), "a.png")] * 50
+    stream = caption_uploads(models["tiny"], files, {})
+    next(stream)
+    stream.close()
+
+
+def run(models, cache, files, **changes):
+    values = {"mode": settings.BEAM, "captions": 1, "beam": 3, "penalty": 0.0, "temperature": 1.0}
+    values |= {"top_p": 0.9, "seed": 0, "require": "", "ban": ""}
+    return list(batch_tab.on_files(models, str(cache), files, "tiny", *(values | changes).values()))
+
+
+def test_the_table_grows_and_ends_in_files_to_take_home(models, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_tab, "_EVERY", 0)
+    *growing, (table, lines, cells) = run(models, tmp_path / "cache", given, captions=2)
+    counts = [len(shown["rows"]) for shown, *_ in growing]
+    assert counts == list(range(7))
+    assert not any(update["interactive"] for _, *both in growing for update in both)
+
+    assert (table["total"], table["done"]) == (6, True)
+    assert [EVIL in row["name"] for row in table["rows"]] == [
+        False,
+        False,
+        False,
+        True,
+        *[False] * 2,
+    ]
+    assert ["error" in row for row in table["rows"]] == [False, False, False, True, True, False]
+    assert all(len(row["others"]) == 1 for row in table["rows"] if "caption" in row)
+    assert all(row["thumbnail"].startswith("data:") for row in table["rows"] if "caption" in row)
+
+    rows = [json.loads(line) for line in Path(lines["value"]).read_text("utf-8").splitlines()]
+    assert [row.get("caption") for row in rows] == [row.get("caption") for row in table["rows"]]
+    read = list(csv.DictReader(io.StringIO(Path(cells["value"]).read_text("utf-8"), newline="")))
+    assert [row["image"] for row in read] == [row["name"] for row in table["rows"]]
+    assert [row["caption_2"] for row in read if not row["error"]] == [
+        row["others"][0] for row in table["rows"] if "caption" in row
+    ]
+
+
+def test_a_setting_that_fails_gives_a_message(models, given, tmp_path):
+    (_, (table, lines, cells)) = run(models, tmp_path, given, require="dogg")
+    assert "near: dog" in table["error"]
+    assert lines["value"] is cells["value"] is None
+
+
+def test_nothing_given_shows_nothing(models, tmp_path):
+    ((table, lines, _),) = run(models, tmp_path, [])
+    assert table is None
+    assert not lines["interactive"]
+
+
+def test_only_uploads_are_read(folder):
+    keep_private()
+    payload = SimpleNamespace(path=str(folder / "00.png"), orig_name="a.png")
+    for given in (payload, [payload]):
+        with pytest.raises(gr.Error, match="Upload the file"):
+            batch_tab._uploads(given)
+    assert batch_tab._uploads(None) == []
+
+
+# ------------------------------------------------------------------------------------- two sides
+
+
+def test_two_models_or_two_searches_stand_side_by_side(models, folder):
+    several = app.build(models, [str(folder / "00.png")]).get_config_file()
+    alone = app.build(Models({"tiny": models["tiny"]}), []).get_config_file()
+
+    def value(config, name):
+        return next(
+            each["props"].get("value")
+            for each in config["components"]
+            if each["props"].get("elem_id") == name
+        )
+
+    assert (value(several, "a-model"), value(several, "b-model")) == ("tiny", "other")
+    assert value(several, "a-mode") == value(several, "b-mode") == settings.BEAM
+    assert value(alone, "a-mode") != value(alone, "b-mode")
+    for side in "ab":
+        assert value(several, f"viewer-{side}")["sentences"]
+        assert value(alone, f"viewer-{side}") is None
+
+
+def test_a_side_says_what_it_shows(models, folder):
+    looks, search = ("heatmap", 0.5), (settings.SAMPLE, 2, 3, 0.0, 1.0, 0.9, 0, "", "")
+    path = str(folder / "00.png")
+    shown = compare_tab.on_settings(models, "B", path, None, "other", *looks, *search)
+    payload, view, heading = shown
+    assert len(payload["sentences"]) == len(view.sentences) == 2
+    assert heading["label"] == "B: other, sampling"
+
+
+def test_no_two_elements_share_an_id(models, folder):
+    config = app.build(models, [str(folder / "00.png")]).get_config_file()
+    ids = [each["props"].get("elem_id") for each in config["components"]]
+    counted = {name: ids.count(name) for name in ids if name}
+    assert {name: count for name, count in counted.items() if count > 1} == {}
+
+
+# ----------------------------------------------------------------------------------------- about
+
+
+def with_record(captioner, record):
+    """A captioner whose model file says this of its training."""
+    header = replace(captioner.header, record=record)
+    return SimpleNamespace(header=header, model=captioner.model, vocabulary=captioner.vocabulary)
+
+
+def test_a_card_tells_what_the_record_says(models):
+    record = {
+        "training_photos": 7667,
+        "validation_photos": 1000,
+        "recipe": {
+            "data": {"train": [{"captions": "birds.json"}, {"captions": "boats.json"}]},
+            "validation": {"beam": 4},
+        },
+        "validation": {"cider": 0.5966, "bleu4": 0.2375},
+        "date": "2026-11-22",
+    }
+    card = about_tab.card("mine", with_record(models["tiny"], record))
+    for told in (
+        "7,667 photos",
+        "birds.json and boats.json",
+        "2026-11-22",
+        "beam 4",
+        "1,000 photos",
+    ):
+        assert told in card
+    assert "<dt>CIDEr-D</dt><dd>0.597</dd>" in card
+    assert "<dt>BLEU-4</dt><dd>23.8</dd>" in card
+    assert about_tab.LICENCE not in html.unescape(card)
+
+
+@pytest.mark.parametrize("record", [{}, {"validation": 3, "recipe": []}, {"validation": {"a": 1}}])
+def test_a_record_without_figures_is_told(models, record):
+    card = about_tab.card("mine", with_record(models["tiny"], record))
+    assert "tells no figures" in card
+    assert "The model file does not tell." in card
+    assert "ask whoever trained it" in card
+
+
+def test_a_malicious_record_and_name_are_text(models):
+    fields = ("date", "training_photos", "validation_photos", "commit", EVIL)
+    record = dict.fromkeys(fields, EVIL + "`${alert(1)}")
+    record["recipe"] = {"data": {"train": [{"captions": EVIL}]}, "validation": {"beam": EVIL}}
+    record["validation"] = {"cider": 1.0, EVIL: EVIL}
+    card = about_tab.card(EVIL, with_record(models["tiny"], record))
+    assert "<img" not in card
+    assert card.count(html.escape(EVIL)) >= 6
+
+
+def test_the_card_of_the_shipped_model_is_complete(models):
+    with gr.Blocks() as blocks:
+        about_tab.build(Models({SHIPPED: models["tiny"]}))
+    (value,) = (each["props"]["value"] for each in blocks.get_config_file()["components"][:1])
+    text = html.unescape(value)
+    for told in (about_tab.LICENCE, *about_tab.FAILURES, *about_tab.COMMON_FAILURES):
+        assert told in text
+    assert "You cannot say" in text
+
+
+def test_the_figures_about_attention_are_those_of_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "attention.md").read_text("utf-8")
+
+    def row(name):
+        line = re.search(rf"^\| {name} \|(.*)\|$", text, re.MULTILINE)
+        return [cell.strip() for cell in line[1].split("|")]
+
+    inside, peak = row("correctness"), row("pointing, hits")
+    ours, chance = row("attention"), row("random")  # by deletion; the mean is the last but one
+    assert [figures for _, *figures in about_tab.MEASURED] == [
+        [inside[0], inside[-1]],
+        [peak[0], peak[-1]],
+        [ours[-2], chance[-2]],
+    ]
+
+
+def test_every_tab_is_on_the_page(models):
+    config = app.build(models, []).get_config_file()
+    tabs = [each["props"]["label"] for each in config["components"] if each["type"] == "tabitem"]
+    assert tabs == ["Caption", "Compare", "Batch", "About"]

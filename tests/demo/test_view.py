@@ -1,0 +1,181 @@
+"""What a visitor of the demo looks at, and what of it goes to the browser."""
+
+import base64
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from helpers.damaged import png_header
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the extra demo is not installed")
+
+from captioner.api import Captioner
+from captioner.demo.downloads import KINDS, make_file
+from captioner.demo.payload import encode_map, encode_ramp, error_payload, place, view_payload
+from captioner.demo.view import SHOWN_SIDE, caption_photo, score_sentence
+from captioner.errors import CaptionerError, ConfigError, ImageError
+from captioner.image.visualize import heat_colours
+
+
+@pytest.fixture(scope="module")
+def captioner(model):
+    return Captioner.from_pretrained(model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    coarse = np.random.default_rng(1).integers(0, 255, (5, 3, 3), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("photo") / "portrait.png"
+    Image.fromarray(coarse).resize((1200, 2000)).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def view(captioner, photo):
+    return caption_photo(captioner, photo, {"beam": 3, "num_captions": 3})
+
+
+def test_a_view_holds_what_the_library_says(captioner, photo, view):
+    expected = captioner(photo, beam=3, num_captions=3)
+    assert [each.text for each in view.sentences] == [each.text for each in expected.candidates]
+    assert [each.score for each in view.sentences] == [each.score for each in expected.candidates]
+    for sentence, candidate in zip(view.sentences, expected.candidates, strict=True):
+        np.testing.assert_array_equal(sentence.attention, candidate.attention)
+
+
+def test_the_photo_is_made_small_and_keeps_its_shape(view):
+    assert max(view.size) == SHOWN_SIDE
+    assert view.photo.size == view.size
+    assert view.size[0] / view.size[1] == pytest.approx(1200 / 2000, abs=1e-3)
+
+
+def test_a_turned_photo_is_shown_upright(captioner, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (90, 30), "red").save(tmp_path / "turned.jpg", exif=exif)
+    assert caption_photo(captioner, str(tmp_path / "turned.jpg"), {}).size == (30, 90)
+
+
+def test_probabilities_are_those_of_the_words(view):
+    for sentence in view.sentences:
+        assert len(sentence.probabilities) == len(sentence.words)
+        logs = [math.log(probability) for probability in sentence.probabilities]
+        assert logs == pytest.approx(sentence.log_probs[: len(sentence.words)], abs=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg onload=alert(1)>" * 9, png_header(50_000, 50_000)])
+def test_what_is_no_photo_is_told_without_the_servers_path(captioner, tmp_path, content):
+    path = tmp_path / "secret-place.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"^This photo cannot be used: .") as caught:
+        caption_photo(captioner, str(path), {})
+    assert "secret" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_photo_that_has_gone_is_told_without_its_path(captioner, tmp_path):
+    with pytest.raises(CaptionerError, match="no longer here") as caught:
+        caption_photo(captioner, str(tmp_path / "gone.jpg"), {})
+    assert "gone.jpg" not in str(caught.value)
+
+
+def test_options_that_contradict_each_other_are_told(captioner, photo):
+    with pytest.raises(ConfigError):
+        caption_photo(captioner, photo, {"beam": 1, "num_captions": 2})
+
+
+def test_an_own_sentence_takes_the_place_of_the_last_one(captioner, photo, view):
+    first = score_sentence(captioner, view, "A dog runs.")
+    assert [each.origin for each in first.sentences] == ["model"] * 3 + ["yours"]
+    assert first.sentence.words == ["a", "dog", "runs"]
+    assert first.sentence.score == pytest.approx(captioner.score(photo, "a dog runs").total)
+    second = score_sentence(captioner, first, "a zorbly cat")
+    assert [each.origin for each in second.sentences] == ["model"] * 3 + ["yours"]
+    assert second.sentence.known == [True, False, True]
+
+
+def test_choosing_what_is_not_there_changes_nothing(view):
+    assert view.choose(2).sentence is view.sentences[2]
+    for index in (-1, 3):
+        assert view.choose(index) is view
+
+
+def test_the_payload_is_json_that_can_be_drawn(view):
+    payload = json.loads(json.dumps(view_payload(view.choose(1), "heatmap", 0.3)))
+    assert (payload["chosen"], payload["style"], payload["strength"]) == (1, "heatmap", 0.3)
+    kind, data = payload["photo"].split(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == view.size
+    assert (payload["width"], payload["height"]) == view.size
+    for sentence, shown in zip(view.sentences, payload["sentences"], strict=True):
+        assert [word["text"] for word in shown["words"]] == sentence.words
+        rows, columns = shown["grid"]
+        for word in shown["words"]:
+            assert len(base64.b64decode(word["map"])) == rows * columns
+
+
+def test_a_payload_is_new_even_if_nothing_changed(view):
+    """Else the page would keep a choice that the server has forgotten."""
+    one, two = view_payload(view), view_payload(view)
+    assert one.pop("id") != two.pop("id")
+    assert one == two
+
+
+def test_a_map_keeps_its_shape_to_a_255th():
+    cells = np.random.default_rng(0).random((4, 6)) * 0.01
+    bytes_ = np.frombuffer(base64.b64decode(encode_map(cells)), np.uint8).reshape(4, 6)
+    np.testing.assert_allclose(bytes_ / 255, cells / cells.max(), atol=0.5 / 255 + 1e-6)
+
+
+def test_a_map_of_nothing_or_nonsense_is_dark():
+    assert set(base64.b64decode(encode_map(np.zeros((2, 2))))) == {0}
+    assert list(base64.b64decode(encode_map(np.array([[np.nan, -1.0], [np.inf, 2.0]])))) == [
+        *(0, 0, 0, 255)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "expected"),
+    [
+        *((0, 0, "top left"), (0, 7, "top"), (0, 13, "top right")),
+        *((6, 1, "left"), (6, 7, "centre"), (7, 13, "right")),
+        *((13, 0, "bottom left"), (13, 6, "bottom"), (13, 13, "bottom right")),
+    ],
+)
+def test_a_peak_in_words(row, column, expected):
+    cells = np.full((14, 14), 0.1)
+    cells[row, column] = 1
+    assert place(cells) == expected
+
+
+def test_a_flat_map_in_words():
+    assert place(np.full((7, 7), 1 / 49)) == "everywhere"
+
+
+def test_the_heat_map_has_the_librarys_colours():
+    assert base64.b64decode(encode_ramp()) == heat_colours().tobytes()
+
+
+def test_messages_start_with_a_capital_letter():
+    assert error_payload("the model is gone") == {"error": "The model is gone"}
+    assert error_payload("") == {"error": ""}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("style", ["spotlight", "heatmap"])
+def test_files_to_take_home(view, kind, style):
+    name, content = make_file(view.choose(1), kind, style, 0.6)
+    assert name.rsplit(".", 1)[0].replace("-", " ") == view.sentences[1].text.lower()[:60].strip()
+    if kind == "numbers":
+        found = json.loads(content)
+        assert found["caption"] == view.sentences[1].text
+        maps = np.array([word["attention"] for word in found["words"]])
+        np.testing.assert_allclose(maps, view.sentences[1].attention, atol=1e-5)
+    else:
+        with Image.open(io.BytesIO(content)) as image:
+            assert image.format == {"strip": "PNG", "film": "GIF"}[kind]
+            frames = len(view.sentences[1].words) + 1 if kind == "film" else 1
+            assert getattr(image, "n_frames", 1) == frames

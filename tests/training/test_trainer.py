@@ -1,0 +1,260 @@
+"""Training on a handful of drawn pictures: it learns them by heart, and resumes to the bit."""
+
+import json
+import multiprocessing
+import os
+
+import pytest
+import torch
+import yaml
+from helpers.pictures import draw, scenes, sentences, write_pictures
+from helpers.trainings import Interrupt, log_lines, recipe, same
+
+from captioner.checkpoint import load_checkpoint, load_weights, read_header
+from captioner.config import Config, load_config, to_dict
+from captioner.decoding.beam_search import beam_search
+from captioner.decoding.greedy import greedy_search
+from captioner.decoding.options import SearchOptions
+from captioner.errors import CaptionerError, CheckpointError, ConfigError
+from captioner.tokenizer import tokenize
+from captioner.training.trainer import Trainer
+
+
+@pytest.mark.parametrize(
+    ("count", "stages", "batch_size", "epochs", "rate"),
+    [(4, 0, 2, 18, 1e-2), (6, 9, 6, 12, 5e-3)],
+    ids=["frozen", "fine-tuned"],
+)
+def test_overfits_to_the_exact_captions(tmp_path, count, stages, batch_size, epochs, rate):
+    """Each picture comes five times an epoch; a random frozen trunk tells only some well apart."""
+    write_pictures(tmp_path, count)
+    encoder = {"width": 64, "strides": [8, 16]}
+    encoder |= {"trainable_stages": stages, "batch_norm": "train"}
+    config = recipe(
+        tmp_path,
+        seed=2,
+        model={
+            "encoder": encoder,
+            "attention": {"size": 64},
+            "decoder": {"hidden": 96, "dropout": 0.0},
+        },
+        data={"batch_size": batch_size, "train": [{"captions": "captions.json"}] * 5},
+        optim={
+            "epochs": epochs,
+            "learning_rate": rate,
+            "encoder_learning_rate": 2e-3,
+            "weight_decay": 0.0,
+            "ema": 0.5,
+        },
+        validation={"every": 1000},
+    )
+    metrics = Trainer(config).run()
+    assert metrics["bleu4"] == pytest.approx(1.0)
+    assert metrics["cider"] == pytest.approx(10.0, abs=0.01)
+    # What was saved says the same of the pictures themselves.
+    model, header = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    pixels = torch.stack([header.preprocess(draw(*scene)) for scene in scenes(count)])
+    with torch.no_grad():
+        memory = model.remember(pixels)
+    expected = [tokenize(sentences(*scene)[0]) for scene in scenes(count)]
+    greedy = greedy_search(model.decoder, memory)
+    assert [header.vocabulary.decode(found.words) for found in greedy] == expected
+    beam = beam_search(model.decoder, memory, SearchOptions(beam=3))
+    assert [header.vocabulary.decode(found[0].words) for found in beam] == expected
+    assert all(found[0].finished for found in beam)
+
+
+def test_the_run_folder(tmp_path):
+    """Config, log and models are there, readable, and say how they were made."""
+    write_pictures(tmp_path, 6, captions=2)
+    config = recipe(tmp_path, validation={"every": 2}, log={"every": 2})
+    trainer = Trainer(config)
+    metrics = trainer.run()
+    run = tmp_path / "run"
+    assert {p.name for p in run.iterdir()} == {
+        "config.yaml", "log.jsonl", "best.safetensors", "last.safetensors", "last", "samples"
+    }  # fmt: skip
+    assert load_config(run / "config.yaml") == config
+    assert yaml.safe_load((run / "config.yaml").read_text()) == to_dict(config)
+
+    lines = log_lines(tmp_path)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [2, 4, 6]
+    assert [line["epoch"] for line in steps] == [0, 1, 2]
+    for line in steps:
+        assert line["loss"] > 0
+        assert 0 < line["attention_entropy"] <= 1.0001
+        assert line["learning_rate"] > 0
+        assert line["gradient_norm"] > 0
+    validations = [line for line in lines if "validation" in line]
+    assert [line["epoch"] for line in validations] == [2, 3]  # every second, and the last
+    assert validations[-1]["validation"] == metrics
+    assert {"cider", "bleu1", "bleu4", "rouge_l", "words", "attention_entropy"} <= metrics.keys()
+
+    for name in ("best", "last"):
+        header = read_header(run / f"{name}.safetensors")
+        assert header.config == config.model
+        assert header.vocabulary == trainer.vocabulary
+        assert header.preprocess.size == 64
+        assert header.record["training_photos"] == 6
+        assert header.record["recipe"]["seed"] == 0
+        assert str(tmp_path) not in json.dumps(header.record)
+        load_checkpoint(run / f"{name}.safetensors")
+    assert read_header(run / "last.safetensors").record["validation"] == metrics
+    best = max(line["validation"]["cider"] for line in validations)
+    assert read_header(run / "best.safetensors").record["validation"]["cider"] == best
+    # The averaged weights are saved, the live ones go on.
+    saved = load_weights(run / "last.safetensors")["decoder.embed.weight"]
+    assert torch.equal(saved, trainer.average.average["decoder.embed.weight"])
+    assert not torch.equal(saved, trainer.model.decoder.embed.weight)
+
+
+def test_absolute_paths_of_the_recipe_stay_at_home(tmp_path):
+    path = write_pictures(tmp_path, 4)
+    source = {"captions": str(path), "images": str(tmp_path / "images")}
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("a" + " 0.5" * 24 + "\n")
+    data = {"root": ".", "train": source, "val": [], "embeddings": str(vectors)}
+    config = recipe(tmp_path, data=data, optim={"epochs": 1})
+    assert Trainer(config).run() == {}  # no validation photos: the last epoch is the best
+    record = read_header(tmp_path / "run" / "best.safetensors").record
+    assert str(tmp_path) not in json.dumps(record)
+    assert record["recipe"]["data"]["train"][0]["captions"] == "captions.json"
+    assert record["recipe"]["data"]["embeddings"] == "vectors.txt"
+
+
+def test_a_frozen_encoder_stays_as_it_was(tmp_path):
+    write_pictures(tmp_path, 6)
+    trainer = Trainer(recipe(tmp_path, optim={"epochs": 2}))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.run()
+    after = trainer.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    trunk = {name for name in before if name.startswith("encoder.backbone.")}
+    assert not moved & trunk
+    # The word <pad> is never read, but the rest of the embeddings moves.
+    assert moved == set(before) - trunk
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+    write_pictures(tmp_path, 6)
+    config = recipe(tmp_path, optim={"learning_rate": 1e36, "warmup": 0})
+    with pytest.raises(CaptionerError, match=r"the loss is .* at step 1.*learning_rate") as raised:
+        Trainer(config).run()
+    assert len(str(raised.value).splitlines()) <= 2
+    assert not (tmp_path / "run" / "last").exists()
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_gradients_that_are_not_finite_never_reach_the_weights(tmp_path):
+    """The loss of the same step may be finite; the state of an earlier step stays the last."""
+    write_pictures(tmp_path, 8)
+    trainer = Trainer(recipe(tmp_path, save_every=1))
+
+    def overflow(gradient):
+        return gradient * (float("inf") if trainer.step == 1 else 1.0)
+
+    trainer.model.decoder.project.bias.register_hook(overflow)
+    with pytest.raises(CaptionerError, match=r"the gradient's norm is (inf|nan) at step 1: "):
+        trainer.run()
+    state = torch.load(tmp_path / "run" / "last" / "state.pt", weights_only=True)
+    assert state["step"] == 1
+    assert all(weight.isfinite().all() for weight in trainer.model.parameters())
+
+
+def test_no_clipping(tmp_path):
+    """clip=0 is not a norm of 0: the steps are those of a limit that is never reached."""
+    write_pictures(tmp_path, 4)
+    weights = []
+    for clip in (0, 1e9, 1e-3):
+        out = tmp_path / str(clip)
+        optim = {"epochs": 1, "clip": clip}
+        Trainer(recipe(tmp_path, out=str(out), optim=optim)).run()
+        weights.append(load_weights(out / "last.safetensors"))
+    same(weights[0], weights[1])
+    with pytest.raises(AssertionError):
+        same(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_photos_whose_captions_have_no_words_teach_nothing(tmp_path, mode):
+    """They come together in a batch, for batches are sorted by length."""
+    path = write_pictures(tmp_path, 6)
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"][:3]:
+        annotation["caption"] = "..."
+    path.write_text(json.dumps(content))
+    config = recipe(
+        tmp_path,
+        model={"attention": {"mode": mode}},
+        data={"batch_size": 1, "val": []},
+        loss={"entropy": 1.0, "coverage": 0.1},
+        optim={"epochs": 1, "accumulate": 2},
+        log={"every": 1},
+    )
+    Trainer(config).run()
+    losses = [line["loss"] for line in log_lines(tmp_path) if "loss" in line]
+    assert sum(loss == 0 for loss in losses) == 3
+    assert len(losses) == 6
+
+
+def test_no_word_is_common_enough(tmp_path):
+    write_pictures(tmp_path, 4)
+    with pytest.raises(ConfigError, match=r"no word occurs data\.min_count=99 times"):
+        Trainer(recipe(tmp_path, data={"min_count": 99}))
+
+
+def test_workers_do_not_get_the_signals_of_their_group(tmp_path):
+    """torchrun sends SIGTERM to the group: without its workers a training cannot end its step."""
+    write_pictures(tmp_path, 4)
+    trainer = Trainer(recipe(tmp_path, data={"workers": 1, "cache": None}))
+    batches = iter(trainer.loader)
+    next(batches)  # the worker is there, and ready
+    workers = multiprocessing.active_children()
+    assert workers
+    assert all(os.getpgid(worker.pid) != os.getpgid(0) for worker in workers)
+
+
+def test_the_log_is_closed_however_training_ends(tmp_path):
+    """What TensorBoard has not written yet would be lost: those steps are not run again."""
+    write_pictures(tmp_path, 4)
+    trainer = Trainer(recipe(tmp_path))
+    closed = []
+    trainer.log.close = lambda: closed.append(trainer.step)
+    Interrupt(trainer, 1)
+    trainer.run()
+    assert closed == [2]
+
+
+def test_starting_from_a_model(tmp_path):
+    """`init` brings weights and vocabulary; what is new in this recipe starts fresh."""
+    write_pictures(tmp_path / "first", 6)
+    Trainer(recipe(tmp_path / "first", optim={"epochs": 2})).run()
+    start = tmp_path / "first" / "run" / "last.safetensors"
+    write_pictures(tmp_path / "second", 4)
+    stage = {"trainable_stages": 1}
+    config = recipe(tmp_path / "second", init=str(start), model={"encoder": stage})
+    trainer = Trainer(config)
+    assert trainer.vocabulary == read_header(start).vocabulary
+    same(dict(trainer.model.state_dict()), load_weights(start))
+    trainer.run()
+    record = read_header(tmp_path / "second" / "run" / "last.safetensors").record
+    assert record["recipe"]["init"] == "last.safetensors"
+    refined = recipe(
+        tmp_path / "third",
+        init=str(start),
+        data={"root": str(tmp_path / "second")},
+        model={"encoder": {"refine_layers": 1}},
+    )
+    weights = load_weights(start)
+    for name, tensor in Trainer(refined).model.state_dict().items():
+        assert torch.equal(tensor, weights[name]) if name in weights else "refine" in name, name
+    wider = recipe(tmp_path / "second", out=str(tmp_path / "x"), init=str(start),
+                   model={"decoder": {"hidden": 40}})  # fmt: skip
+    with pytest.raises(CheckpointError, match="does not fit this recipe"):
+        Trainer(wider)
+
+
+def test_no_training_captions():
+    with pytest.raises(ConfigError, match=r"data\.train"):
+        Trainer(Config(device="cpu"))
