@@ -25,7 +25,7 @@ from textbook_beam import textbook_beam_search
 
 from captioner.api import Captioner
 from captioner.decoding.beam_search import beam_search
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.models.encoder import Grid
 from captioner.utils.parallel import map_ahead
 
@@ -53,7 +53,7 @@ def main() -> None:
         f"{len(files)} photos ({len(set(files))} different) a round, {options.rounds} rounds, "
         f"batch {options.batch}, fp32, {captioner.device}, {torch.get_num_threads()} threads"
     )
-    search = SearchOptions(beam=options.beam, max_length=options.max_length)
+    search = DecodingOptions(beam=options.beam, max_length=options.max_length)
     print(f"beam {options.beam}")
     compare(captioner, grids, search, options.rounds)
 
@@ -69,7 +69,7 @@ def encode(captioner: Captioner, files: Sequence[Path], batch: int) -> list[Grid
 
 @torch.no_grad()
 def compare(
-    captioner: Captioner, grids: Sequence[Grid], search: SearchOptions, rounds: int
+    captioner: Captioner, grids: Sequence[Grid], search: DecodingOptions, rounds: int
 ) -> None:
     """Time both in turns.
 

@@ -29,7 +29,7 @@ from captioner.api import DEFAULT_WEIGHTS, Caption, Captioner
 from captioner.checkpoint import Header
 from captioner.config import AttentionConfig, DecoderConfig, ModelConfig
 from captioner.decoding.beam_search import beam_search
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
@@ -54,7 +54,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     captioner = load(options.model, options.device, options.precision)
     with photo_files(options.photos, options.count) as files:
-        search = SearchOptions(beam=options.beam, max_length=options.max_length)
+        search = DecodingOptions(beam=options.beam, max_length=options.max_length)
         measure(captioner, files, search, options.batch, options.rounds)
         if options.agreement:
             agreement(captioner, files, search, options.batch)
@@ -80,7 +80,7 @@ def load(path: Path | None, device: str, precision: Precision) -> Captioner:
 
 @torch.no_grad()
 def measure(
-    captioner: Captioner, files: list[Path], search: SearchOptions, batch: int, rounds: int
+    captioner: Captioner, files: list[Path], search: DecodingOptions, batch: int, rounds: int
 ) -> None:
     """Print the two speeds, their ratio and the cost of each stage."""
     pixels = [np.stack([captioner.read(f) for f in part]) for part in parts(files[:256], batch)]
@@ -133,7 +133,7 @@ def measure(
 
 
 def breakdown(
-    captioner: Captioner, files: list[Path], images: torch.Tensor, search: SearchOptions
+    captioner: Captioner, files: list[Path], images: torch.Tensor, search: DecodingOptions
 ) -> None:
     """Print the milliseconds a photo of each stage by itself, on one batch."""
     with autocast(captioner.device, captioner.precision):
@@ -159,7 +159,7 @@ def breakdown(
             print(f"{name:20}{1000 * seconds / len(files):8.2f} ms a photo")
 
 
-def agreement(captioner: Captioner, files: list[Path], search: SearchOptions, batch: int) -> None:
+def agreement(captioner: Captioner, files: list[Path], search: DecodingOptions, batch: int) -> None:
     """Print how many photos get the caption that they get in fp32, for the other precisions."""
     texts = {}
     precisions: tuple[Precision, ...] = ("fp32", "auto", "bf16")

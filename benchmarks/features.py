@@ -138,7 +138,7 @@ def bench_building(folder: Path, photos: int, device: torch.device) -> None:
 
     def extract(images: Tensor) -> list[Tensor]:
         with autocast(device):
-            return encoder.extract(images.contiguous(memory_format=torch.channels_last))
+            return encoder.forward_features(images.contiguous(memory_format=torch.channels_last))
 
     size = preprocess.size
     pixels = torch.zeros(32, size, size, 3, dtype=torch.uint8)

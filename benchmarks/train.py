@@ -41,7 +41,7 @@ from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler
 from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
-from captioner.training.losses import Share
+from captioner.training.losses import BatchCounts
 from captioner.training.objectives import Objective, build_objective
 from captioner.training.optim import AveragedWeights, build_optimizer
 from captioner.training.start import preprocess_of
@@ -95,7 +95,9 @@ class Run:
         vocabulary = Vocabulary.build([[f"w{word}" for word in range(WORDS)]], min_count=1)
         self.model = CaptionModel(config.model, len(vocabulary), pretrained=False).to(self.device)
         preprocess = preprocess_of(self.model.encoder)
-        shapes = [x.shape[1:] for x in self.model.encoder.extract(zeros(config, self.device))]
+        shapes = [
+            x.shape[1:] for x in self.model.encoder.forward_features(zeros(config, self.device))
+        ]
 
         def noise(images: Tensor) -> list[Tensor]:
             return [torch.randn(len(images), *shape).relu() for shape in shapes]
@@ -144,9 +146,9 @@ class Run:
         """One training step; the seconds of its phases, without the data's."""
         start = self.now()
         batch = batch.to(self.device)
-        share = Share(*torch.tensor(self.objective.count(batch), device=self.device))
+        counts = BatchCounts(*torch.tensor(self.objective.count(batch), device=self.device))
         with autocast(self.device, self.config.optim.precision):
-            losses = self.objective(batch, share, 0)
+            losses = self.objective(batch, counts, 0)
         forward = self.now()
         losses.total.backward()
         backward = self.now()

@@ -23,13 +23,13 @@ import torch
 
 from captioner.checkpoint import Header, load_checkpoint
 from captioner.decoding.beam_search import beam_search
-from captioner.decoding.options import SearchOptions, search_options
+from captioner.decoding.options import DecodingOptions, search_options
 from captioner.decoding.sampling import photo_key, sample
 from captioner.decoding.stepper import Hypothesis, mean_map, mean_probability
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.image.io import ImageSource, open_image
 from captioner.models.encoder import Grid
-from captioner.models.fuse_bn import fold_batch_norms
+from captioner.models.fuse_bn import fuse_bn
 from captioner.outputs import Caption, Failure, SentenceScore
 from captioner.tokenizer import Vocabulary, detokenize, tokenize
 from captioner.utils.device import Precision, autocast, resolve_device, trunk_autocast
@@ -71,7 +71,7 @@ class Captioner:
         self.preprocess = header.preprocess
         self.model = model.eval().to(self.device)
         encoder = self.model.encoder
-        encoder.backbone = fold_batch_norms(encoder.backbone, encoder.config.image_size)
+        encoder.backbone = fuse_bn(encoder.backbone, encoder.config.image_size)
         encoder.backbone.to(memory_format=torch.channels_last)
 
     @classmethod
@@ -139,7 +139,7 @@ class Captioner:
             batch_size: Pictures encoded and decoded together.
             workers: Threads that read; None takes one per CPU core, at most 8.
             on_error: ``yield`` gives a :class:`Failure` in the picture's place, ``raise`` raises.
-            **search: Fields of :class:`~captioner.decoding.options.SearchOptions`: ``beam``,
+            **search: Fields of :class:`~captioner.decoding.options.DecodingOptions`: ``beam``,
                 ``num_captions``, ``max_length``, ``length_penalty``, ``sample``, ...; and the words
                 ``ban`` and ``require`` of :func:`~captioner.decoding.options.search_options`.
 
@@ -170,7 +170,7 @@ class Captioner:
                     yield Failure(source, str(picture))
 
     def _search_all(
-        self, batches: Iterator[list[_Picture]], options: SearchOptions
+        self, batches: Iterator[list[_Picture]], options: DecodingOptions
     ) -> Iterator[tuple[list[_Picture], list[list[Hypothesis]]]]:
         """Search batch after batch: each with the sentences of those of its photos that opened.
 
@@ -223,7 +223,7 @@ class Captioner:
 
     @torch.no_grad()
     def search(
-        self, pixels: Sequence[np.ndarray], options: SearchOptions
+        self, pixels: Sequence[np.ndarray], options: DecodingOptions
     ) -> list[list[Hypothesis]]:
         """Encode and decode a batch: (B, S, S, 3) uint8 per model -> per photo its sentences."""
         decoders = [member.model.decoder for member in self.members]

@@ -23,7 +23,7 @@ from captioner import Captioner
 from captioner.data.annotations import read_captions
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.mbr import choose
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.sampling import photo_key, sample
 from captioner.metrics.coco_caption import score_captions
 from captioner.models.encoder import Grid
@@ -32,20 +32,20 @@ from captioner.utils.device import autocast
 
 BATCH = 32
 WAYS = {
-    "greedy: `--beam 1`": SearchOptions(beam=1),
-    "`--beam 3` (the default)": SearchOptions(beam=3),
-    "`--beam 5`": SearchOptions(beam=5),
-    "`--beam 10`": SearchOptions(beam=10),
-    "`--beam 5 --length-penalty 1`": SearchOptions(beam=5, length_penalty=1.0),
-    "`--beam 5 --length-penalty average`": SearchOptions(beam=5, length_penalty="average"),
-    "`--no-repeat-ngram 2`": SearchOptions(beam=3, no_repeat_ngram=2),
-    "`--beam 6 --diverse 3`": SearchOptions(beam=6, groups=3),
-    "`--mbr 10`": SearchOptions(beam=10, mbr=10),
-    "`--sample`": SearchOptions(sample=True),
-    "`--sample --top-p 0.9`": SearchOptions(sample=True, top_p=0.9),
-    "`--sample --temperature 0.5`": SearchOptions(sample=True, temperature=0.5),
-    "`--sample --temperature 0.5 --mbr 5`": SearchOptions(sample=True, temperature=0.5, mbr=5),
-    "`--sample --temperature 0.5 --mbr 20`": SearchOptions(sample=True, temperature=0.5, mbr=20),
+    "greedy: `--beam 1`": DecodingOptions(beam=1),
+    "`--beam 3` (the default)": DecodingOptions(beam=3),
+    "`--beam 5`": DecodingOptions(beam=5),
+    "`--beam 10`": DecodingOptions(beam=10),
+    "`--beam 5 --length-penalty 1`": DecodingOptions(beam=5, length_penalty=1.0),
+    "`--beam 5 --length-penalty average`": DecodingOptions(beam=5, length_penalty="average"),
+    "`--no-repeat-ngram 2`": DecodingOptions(beam=3, no_repeat_ngram=2),
+    "`--beam 6 --diverse 3`": DecodingOptions(beam=6, groups=3),
+    "`--mbr 10`": DecodingOptions(beam=10, mbr=10),
+    "`--sample`": DecodingOptions(sample=True),
+    "`--sample --top-p 0.9`": DecodingOptions(sample=True, top_p=0.9),
+    "`--sample --temperature 0.5`": DecodingOptions(sample=True, temperature=0.5),
+    "`--sample --temperature 0.5 --mbr 5`": DecodingOptions(sample=True, temperature=0.5, mbr=5),
+    "`--sample --temperature 0.5 --mbr 20`": DecodingOptions(sample=True, temperature=0.5, mbr=20),
 }
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     print(f"{len(examples)} photos\n")
     print("| | CIDEr-D | BLEU-4 | words | said of one photo only | cost |")
     print("|---|---:|---:|---:|---:|---:|")
-    decode(captioner, grids[:1], keys[:1], SearchOptions())  # the first call allocates
+    decode(captioner, grids[:1], keys[:1], DecodingOptions())  # the first call allocates
     greedy = 0.0
     for name, search in WAYS.items():
         start = time.process_time()
@@ -91,7 +91,7 @@ def decode(
     captioner: Captioner,
     grids: Sequence[Grid],
     keys: Sequence[Sequence[int]],
-    search: SearchOptions,
+    search: DecodingOptions,
 ) -> list[str]:
     """The best caption of every photo."""
     decoder = captioner.model.decoder

@@ -204,7 +204,7 @@ def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: They contradict each other.
     """
-    from captioner.decoding.options import SearchOptions
+    from captioner.decoding.options import DecodingOptions
 
     given = {name: getattr(arguments, name, None) for name in (*_SEARCH, *_WORDS)}
     options = {name: value for name, value in given.items() if value is not None}
@@ -218,7 +218,7 @@ def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
     elif wanted > options["beam"]:
         option = "mbr" if wanted == options.get("mbr") else "num-captions"
         raise ConfigError(f"--{option} {wanted} needs --beam {wanted} or more")
-    SearchOptions(**{name: value for name, value in options.items() if name not in _WORDS})
+    DecodingOptions(**{name: value for name, value in options.items() if name not in _WORDS})
     return options
 
 

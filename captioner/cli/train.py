@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from captioner.config import Config
-from captioner.training.alone import alone_in
+from captioner.training.alone import exclusive_run_dir
 from captioner.training.distributed import process_group, rank, restarted
 from captioner.training.run_state import has_state
 from captioner.training.trainer import Trainer
@@ -31,7 +31,7 @@ def train(config: Config, *, resume: bool = False) -> int:
 
 def _train_in_group(config: Config, resume: bool) -> int:
     """A function of its own, because the trainer must be gone before the group ends."""
-    with alone_in(Path(config.out)):
+    with exclusive_run_dir(Path(config.out)):
         trainer = Trainer(config, resume=resume or (restarted() and has_state(config.out)))
         metrics = trainer.run()
         if rank() == 0:

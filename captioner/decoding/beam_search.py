@@ -27,14 +27,14 @@ from torch import Tensor
 
 from captioner.decoding.beams import Beams, Results
 from captioner.decoding.constraints import check_vocabulary, constrain, missing_words
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.stepper import Decoders, Hypothesis, Memories, Stepper
 from captioner.tokenizer import Vocabulary
 
 
 @torch.no_grad()
 def beam_search(
-    decoder: Decoders, memory: Memories, options: SearchOptions | None = None
+    decoder: Decoders, memory: Memories, options: DecodingOptions | None = None
 ) -> list[list[Hypothesis]]:
     """Search for the best sentences of every photo.
 
@@ -52,7 +52,7 @@ def beam_search(
     Raises:
         ConfigError: The options do not fit the vocabulary.
     """
-    options = options or SearchOptions()
+    options = options or DecodingOptions()
     groups, width = options.groups, options.width
     # A group need not be done while its sentences, if among the returned ones, can get better.
     needed = options.candidates if groups == 1 else width
@@ -136,7 +136,7 @@ class _Choice(NamedTuple):
     live: Tensor
 
 
-def _choose(totals: Tensor, words: Tensor, options: SearchOptions) -> _Choice:
+def _choose(totals: Tensor, words: Tensor, options: DecodingOptions) -> _Choice:
     """The best continuations of each search: sums (S, R, V) of sentences so far (S, R, T)."""
     banks = _banks(words, totals, options) if options.required else None
     if options.groups == 1:
@@ -156,7 +156,7 @@ def _choose(totals: Tensor, words: Tensor, options: SearchOptions) -> _Choice:
     return _Choice(*(torch.stack(field, 1).flatten(0, 1) for field in zip(*each, strict=True)))
 
 
-def _best(scores: Tensor, banks: Tensor | None, options: SearchOptions) -> _Choice:
+def _best(scores: Tensor, banks: Tensor | None, options: DecodingOptions) -> _Choice:
     """The 2K best of all R·V continuations, in each bank if there are banks (S, R, V)."""
     vocabulary = scores.shape[-1]
     flat = scores.flatten(1)  # (S, R·V)
@@ -180,7 +180,7 @@ def _best_of_bank(flat: Tensor, width: int, vocabulary: int) -> _Choice:
     return _Choice(best, index, finished, live)
 
 
-def _banks(words: Tensor, totals: Tensor, options: SearchOptions) -> Tensor:
+def _banks(words: Tensor, totals: Tensor, options: DecodingOptions) -> Tensor:
     """How many required words each continuation has: (S, R, V)."""
     required = sorted(set(options.required))
     missing = missing_words(words, options)  # (S, R, C)

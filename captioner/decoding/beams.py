@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captioner.decoding.constraints import missing_words
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.stepper import Hypothesis
 from captioner.tokenizer import Vocabulary
 
@@ -105,7 +105,7 @@ class Results:
         maps: The maps of every step so far.
     """
 
-    def __init__(self, photos: int, options: SearchOptions):
+    def __init__(self, photos: int, options: DecodingOptions):
         self.sentences: list[list[Hypothesis]] = [[] for _ in range(photos)]
         self.maps = Maps()
         self.options = options

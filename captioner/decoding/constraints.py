@@ -12,12 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.errors import ConfigError
 from captioner.tokenizer import Vocabulary
 
 
-def constrain(words: Tensor, log_probs: Tensor, options: SearchOptions) -> Tensor:
+def constrain(words: Tensor, log_probs: Tensor, options: DecodingOptions) -> Tensor:
     """Forbid what the options forbid.
 
     Args:
@@ -39,7 +39,7 @@ def constrain(words: Tensor, log_probs: Tensor, options: SearchOptions) -> Tenso
     return log_probs
 
 
-def forbidden_ids(options: SearchOptions) -> list[int]:
+def forbidden_ids(options: DecodingOptions) -> list[int]:
     """Ids that are never produced."""
     return list(dict.fromkeys((Vocabulary.PAD, Vocabulary.START, *options.banned)))
 
@@ -55,13 +55,13 @@ def block_repeats(words: Tensor, log_probs: Tensor, size: int) -> None:
     log_probs.scatter_(-1, windows[..., -1].where(same, Vocabulary.PAD), -torch.inf)
 
 
-def missing_words(words: Tensor, options: SearchOptions) -> Tensor:
+def missing_words(words: Tensor, options: DecodingOptions) -> Tensor:
     """Which required words a sentence does not have yet: (B, K, T) -> (B, K, C) bool."""
     required = torch.tensor(sorted(set(options.required)), device=words.device)
     return ~(words[..., None] == required).any(-2)
 
 
-def check_vocabulary(options: SearchOptions, size: int) -> bool:
+def check_vocabulary(options: DecodingOptions, size: int) -> bool:
     """Check ids against a vocabulary of this size.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.rows import follow_rows
 from captioner.decoding.stepper import Decoders, Hypothesis, Memories
 from captioner.errors import ConfigError
@@ -12,7 +12,7 @@ from captioner.errors import ConfigError
 
 @torch.no_grad()
 def greedy_search(
-    decoder: Decoders, memory: Memories, options: SearchOptions | None = None
+    decoder: Decoders, memory: Memories, options: DecodingOptions | None = None
 ) -> list[Hypothesis]:
     """Decode every photo greedily.
 
@@ -27,7 +27,7 @@ def greedy_search(
     Raises:
         ConfigError: Words are required, which needs beam search.
     """
-    options = options or SearchOptions()
+    options = options or DecodingOptions()
     if options.required:
         raise ConfigError("required words need beam search")
     found = follow_rows(decoder, memory, options, 1, lambda scores, *_: scores.argmax(-1))

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.stepper import Hypothesis
 from captioner.metrics.cider import DocumentFrequency, cider_d
 
 _UNIFORM = DocumentFrequency([[[]], [[]]])  # no n-gram is known, so all count as equally rare
 
 
-def choose(candidates: Sequence[Hypothesis], options: SearchOptions) -> list[Hypothesis]:
+def choose(candidates: Sequence[Hypothesis], options: DecodingOptions) -> list[Hypothesis]:
     """The ``num_captions`` sentences that agree most with all candidates, best first.
 
     Samples count alike, since likely ones come often; beams count by their probability.

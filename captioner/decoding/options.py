@@ -16,7 +16,7 @@ LengthPenalty: TypeAlias = "float | Literal['average']"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions:
+class DecodingOptions:
     """How to search: by beams, or with ``sample`` by drawing words.
 
     Attributes:
@@ -131,14 +131,14 @@ class SearchOptions:
 
 def search_options(
     vocabulary: Vocabulary, *, ban: Iterable[str] = (), require: Iterable[str] = (), **search: Any
-) -> SearchOptions:
+) -> DecodingOptions:
     """Options with words instead of ids.
 
     Args:
         vocabulary: The model's.
         ban: Words that no sentence contains; one that the model does not know changes nothing.
         require: Words that every sentence contains.
-        **search: Further fields of :class:`SearchOptions`.
+        **search: Further fields of :class:`DecodingOptions`.
 
     Raises:
         ConfigError: A word is none, is not known to the model, or is both banned and required.
@@ -154,7 +154,7 @@ def search_options(
             raise ConfigError(f"the model does not know the required word {word!r}{hint}")
         if word in banned:
             raise ConfigError(f"the word {word!r} is banned and required")
-    return SearchOptions(
+    return DecodingOptions(
         **{
             **search,
             "banned": (*search.get("banned", SPECIALS), *vocabulary.encode(banned)),

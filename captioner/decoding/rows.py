@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captioner.decoding.constraints import check_vocabulary, constrain
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.stepper import Decoders, Hypothesis, Memories, Stepper
 from captioner.tokenizer import Vocabulary
 
@@ -26,7 +26,7 @@ _ENDS = (Vocabulary.END, Vocabulary.PAD)
 def follow_rows(
     decoder: Decoders,
     memory: Memories,
-    options: SearchOptions,
+    options: DecodingOptions,
     rows: int,
     pick: Callable[[Tensor, int, Tensor], Tensor],
 ) -> list[list[Hypothesis]]:
@@ -87,7 +87,7 @@ def _spread(values: Tensor, photos: Tensor, batch: int) -> Tensor:
 
 
 def _hypothesis(
-    row: list[int], scores: list[float], maps: Tensor, options: SearchOptions
+    row: list[int], scores: list[float], maps: Tensor, options: DecodingOptions
 ) -> Hypothesis:
     words = list(takewhile(lambda word: word not in _ENDS, row[: options.max_length]))
     finished = row[len(words) : len(words) + 1] == [Vocabulary.END]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.rows import follow_rows
 from captioner.decoding.stepper import Decoders, Hypothesis, Memories
 
@@ -27,7 +27,7 @@ def photo_key(content: bytes) -> int:
 
 @torch.no_grad()
 def sample(
-    decoder: Decoders, memory: Memories, options: SearchOptions, keys: Sequence[int]
+    decoder: Decoders, memory: Memories, options: DecodingOptions, keys: Sequence[int]
 ) -> list[list[Hypothesis]]:
     """Draw sentences of every photo.
 
@@ -51,14 +51,14 @@ def sample(
     return follow_rows(decoder, memory, options, rows, pick)
 
 
-def _draws(key: int, rows: int, options: SearchOptions) -> Tensor:
+def _draws(key: int, rows: int, options: DecodingOptions) -> Tensor:
     """Numbers from 0 to 1, one per word of each sentence of a photo: (N, T)."""
     seed = photo_key(f"{options.seed} {key}".encode())
     generator = torch.Generator().manual_seed(seed % 2**63)
     return torch.rand(rows, options.max_length + 1, dtype=torch.float64, generator=generator)
 
 
-def truncate(log_probs: Tensor, options: SearchOptions) -> Tensor:
+def truncate(log_probs: Tensor, options: DecodingOptions) -> Tensor:
     """Weights to draw by: temperature, then the top k, then the top p; (B, N, V) -> the same."""
     log_probs = log_probs.double()
     relative = (log_probs - log_probs.amax(-1, keepdim=True)) / options.temperature

@@ -141,7 +141,7 @@ def evaluate(
         watch: Called with each caption as it comes.
         batch_size: Photos encoded and decoded together.
         progress: Show a bar on stderr, if that is a terminal.
-        **search: Fields of :class:`~captioner.decoding.options.SearchOptions`.
+        **search: Fields of :class:`~captioner.decoding.options.DecodingOptions`.
 
     Raises:
         DataError: No photo, a photo twice, none that can be read, none that has masks, or an

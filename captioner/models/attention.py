@@ -48,7 +48,7 @@ class Memory(NamedTuple):
         return self._replace(values=self.values[:photos], keys=self.keys[:photos])
 
 
-class Look(NamedTuple):
+class AttentionOutput(NamedTuple):
     """What one look at the photo gives.
 
     Attributes:
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         spread = neighbour_spread(*size).to(keys.device) if self.config.smooth else None
         return Memory(values, keys, size, spread)
 
-    def forward(self, query: Tensor, memory: Memory) -> Look:
+    def forward(self, query: Tensor, memory: Memory) -> AttentionOutput:
         """Look once.
 
         Args:
@@ -133,7 +133,7 @@ class Attention(nn.Module):
         if self.config.mode == "hard":
             read, chosen = self._choose(weights)
         context = read.to(memory.values.dtype) @ memory.values  # (B, C, L) @ (B, L, D)
-        return Look(context, weights, chosen)
+        return AttentionOutput(context, weights, chosen)
 
     def _choose(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """Hard attention (Xu et al. 2015, Section 4.1): weights (B, C, L) of a single location.
@@ -156,7 +156,7 @@ class Attention(nn.Module):
         with torch.autocast(weights.device.type, enabled=False):
             return weights @ memory.spread
 
-    def _multi_head(self, query: Tensor, memory: Memory) -> Look:
+    def _multi_head(self, query: Tensor, memory: Memory) -> AttentionOutput:
         """The same in N subspaces; the map shown is the mean over heads."""
         (batch, rows, _), heads = query.shape, self.config.heads
 
@@ -168,7 +168,7 @@ class Attention(nn.Module):
         weights = self._weights(scores, memory)
         context = weights.to(memory.values.dtype) @ split(memory.values)  # (B, N, C, D/N)
         context = context.transpose(1, 2).reshape(batch, rows, -1)  # (B, C, D)
-        return Look(self.out(context), weights.mean(1))
+        return AttentionOutput(self.out(context), weights.mean(1))
 
 
 def neighbour_spread(height: int, width: int) -> Tensor:

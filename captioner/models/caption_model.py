@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from captioner.config import ModelConfig
 from captioner.models.attention import Memory
-from captioner.models.decoder import Decoder, TeacherForced
+from captioner.models.decoder import Decoder, DecoderOutput
 from captioner.models.encoder import Encoder
 
 
@@ -41,17 +41,17 @@ class CaptionModel(nn.Module):
         pictures: Tensor | list[Tensor],
         captions: Tensor,
         lengths: Tensor,
-        own_words: float = 0.0,
-    ) -> TeacherForced:
+        sampling_prob: float = 0.0,
+    ) -> DecoderOutput:
         """Teacher-forced pass for training.
 
         Args:
             pictures: Photos (B, 3, S, S), or the trunk's cached stages [(B, C, H, W), ...].
             captions: (B, C, T + 1) ids from START to END, then padding.
             lengths: (B, C) targets of each caption.
-            own_words: Share of scheduled sampling, see :meth:`Decoder.forward`.
+            sampling_prob: Share of scheduled sampling, see :meth:`Decoder.forward`.
         """
-        stages = pictures if isinstance(pictures, list) else self.encoder.extract(pictures)
-        memory = self.decoder.remember(self.encoder.join(stages))
-        result: TeacherForced = self.decoder(memory, captions, lengths, own_words)
+        stages = pictures if isinstance(pictures, list) else self.encoder.forward_features(pictures)
+        memory = self.decoder.remember(self.encoder.forward_neck(stages))
+        result: DecoderOutput = self.decoder(memory, captions, lengths, sampling_prob)
         return result

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from captioner.config import AttentionConfig, DecoderConfig
 from captioner.errors import ConfigError
-from captioner.models.attention import Attention, Look, Memory
+from captioner.models.attention import Attention, AttentionOutput, Memory
 from captioner.models.encoder import Grid
 from captioner.tokenizer import Vocabulary
 
@@ -36,7 +36,7 @@ class State(NamedTuple):
     cell: Tensor
 
 
-class Step(NamedTuple):
+class StepOutput(NamedTuple):
     """What one step gives.
 
     Attributes:
@@ -50,7 +50,7 @@ class Step(NamedTuple):
     state: State
 
 
-class TeacherForced(NamedTuple):
+class DecoderOutput(NamedTuple):
     """What a pass over given captions gives; tokens are packed, padding is left out.
 
     Attributes:
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
             hidden[:, None].repeat(1, rows, 1), cell[:, None].repeat(1, rows, 1)
         )
 
-    def step(self, state: State, words: Tensor, memory: Memory) -> Step:
+    def step(self, state: State, words: Tensor, memory: Memory) -> StepOutput:
         """Read one word, look at the photo, score the next word.
 
         Args:
@@ -163,8 +163,10 @@ class Decoder(nn.Module):
             Logits (B, C, V), attention (B, C, L), next state.
         """
         embedded, gates = self._read(words)
-        state, look = self._advance(state, gates, embedded, memory)
-        return Step(self._output(state.hidden, look.context, embedded), look.weights, state)
+        state, attended = self._advance(state, gates, embedded, memory)
+        return StepOutput(
+            self._output(state.hidden, attended.context, embedded), attended.weights, state
+        )
 
     def _read(self, words: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded words (B, C, E) and their share of the gates (B, C, 4·H_d)."""
@@ -178,8 +180,8 @@ class Decoder(nn.Module):
         return embedded[place], self.word_gates(embedded)[place]
 
     def forward(
-        self, memory: Memory, captions: Tensor, lengths: Tensor, own_words: float = 0.0
-    ) -> TeacherForced:
+        self, memory: Memory, captions: Tensor, lengths: Tensor, sampling_prob: float = 0.0
+    ) -> DecoderOutput:
         """Score given captions, every word told the true one before it.
 
         Args:
@@ -188,7 +190,7 @@ class Decoder(nn.Module):
                 sorted by length, longest first, and photos by their longest caption: what is
                 finished then costs nothing.
             lengths: (B, C) number of targets (words and END) of each caption; 0 for none.
-            own_words: Probability that a word read is drawn from the model's own prediction
+            sampling_prob: Probability that a word read is drawn from the model's own prediction
                 instead of being the true one: scheduled sampling (Bengio et al. 2015).
         """
         (batch, rows), total = lengths.shape, max(1, int(lengths.max()))
@@ -199,29 +201,29 @@ class Decoder(nn.Module):
         # At least one row: photos without captions have a pass as well, with gradients of zero.
         live = _live(mask).clamp(min=1)  # (T, 2)
         state = self.start(memory, rows)
-        hiddens, contexts, read, looks = [], [], [], []
+        hiddens, contexts, read, steps = [], [], [], []
         said: tuple[Tensor, Tensor, Tensor] | None = None
         words = zip(live.tolist(), gates.unbind(2), embedded.unbind(2), strict=True)
         for (photos, columns), gate, word in words:
             memory = memory.first(photos)
             gate, word = gate[:photos, :columns], word[:photos, :columns]
-            if own_words and said is not None:
+            if sampling_prob and said is not None:
                 drawn = self._draw(*(x[:photos, :columns] for x in said))
-                own = torch.rand(drawn.shape, device=drawn.device) < own_words
+                own = torch.rand(drawn.shape, device=drawn.device) < sampling_prob
                 word = torch.where(own[..., None], self.dropout(self.embed(drawn)), word)
                 gate = self.word_gates(word)
             state = State(*(x[:photos, :columns] for x in state))
-            state, look = self._advance(state, gate, word, memory)
-            said = (state.hidden, look.context, word)
+            state, attended = self._advance(state, gate, word, memory)
+            said = (state.hidden, attended.context, word)
             hiddens.append(state.hidden.flatten(0, 1))
-            contexts.append(look.context.flatten(0, 1))
+            contexts.append(attended.context.flatten(0, 1))
             read.append(word.flatten(0, 1))
-            looks.append(look)
+            steps.append(attended)
         real = mask.flatten().nonzero().squeeze(1)  # (M,) among B·C·T
         places = _places(live, batch, rows).flatten()[real]  # (M,) among the steps' rows
 
-        def pack(steps: list[Tensor]) -> Tensor:  # T times (rows of the step, ·) -> (M, ·)
-            return torch.cat(steps).index_select(0, places)
+        def pack(tensors: list[Tensor]) -> Tensor:  # T times (rows of the step, ·) -> (M, ·)
+            return torch.cat(tensors).index_select(0, places)
 
         deep = self.config.deep_output  # only then are context and word needed again
         logits = self._output(
@@ -229,12 +231,12 @@ class Decoder(nn.Module):
             pack(contexts) if deep else contexts[0],
             pack(read) if deep else read[0],
         )
-        packed = pack([look.weights.flatten(0, 1) for look in looks])
+        packed = pack([each.weights.flatten(0, 1) for each in steps])
         maps = packed.new_zeros(mask.numel(), packed.shape[-1])  # (B·C·T, L)
         maps = maps.index_copy(0, real, packed).unflatten(0, mask.shape)
-        cells = [look.chosen for look in looks if look.chosen is not None]  # of all steps, or none
+        cells = [each.chosen for each in steps if each.chosen is not None]  # all steps or none
         chosen = pack([cell.flatten() for cell in cells]) if cells else None
-        return TeacherForced(logits, targets.flatten()[real], maps, mask, chosen)
+        return DecoderOutput(logits, targets.flatten()[real], maps, mask, chosen)
 
     @torch.no_grad()
     def _draw(self, hidden: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
@@ -247,7 +249,7 @@ class Decoder(nn.Module):
 
     def _advance(
         self, state: State, gates: Tensor, embedded: Tensor, memory: Memory
-    ) -> tuple[State, Look]:
+    ) -> tuple[State, AttentionOutput]:
         """The recurrence: look (Eq. 4 to 6), weigh by β, update the LSTM (Eq. 1 to 3).
 
         Args:
@@ -258,15 +260,15 @@ class Decoder(nn.Module):
         """
         see_word = self.attention.config.see_word
         query = torch.cat((state.hidden, embedded), -1) if see_word else state.hidden
-        look: Look = self.attention(query, memory)
-        context = look.context
+        attended: AttentionOutput = self.attention(query, memory)
+        context = attended.context
         if self.gate is not None:
             context = torch.sigmoid(self.gate(state.hidden)) * context
         gates = gates.float() + self.context_gates(context) + self.hidden_gates(state.hidden)
         write, keep, candidate, read = gates.chunk(4, -1)
         cell = torch.sigmoid(keep) * state.cell + torch.sigmoid(write) * torch.tanh(candidate)
         state = State(torch.sigmoid(read) * torch.tanh(cell), cell)
-        return state, look._replace(context=context)
+        return state, attended._replace(context=context)
 
     def _output(self, hidden: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
         """Logits over the vocabulary; with ``deep_output``, L_o(E y + L_h h + L_z z) (Eq. 7)."""

@@ -103,16 +103,16 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Grid:
         """Encode photos: (B, 3, S, S) normalised pixels -> features (B, L, D)."""
-        return self.join(self.extract(images))
+        return self.forward_neck(self.forward_features(images))
 
-    def extract(self, images: Tensor) -> list[Tensor]:
+    def forward_features(self, images: Tensor) -> list[Tensor]:
         """Run the CNN trunk alone; what a feature cache stores: [(B, C, H, W), ...]."""
         if not any(p.requires_grad for p in self.backbone.parameters()):
             with torch.no_grad():
                 return self.backbone(images)
         return self.backbone(images)
 
-    def join(self, stages: list[Tensor]) -> Grid:
+    def forward_neck(self, stages: list[Tensor]) -> Grid:
         """Bring the stages of the trunk to one grid: [(B, C, H, W), ...] -> (B, L, D)."""
         side, _ = self.grid_size  # a trunk without padding may give a cell or two fewer
         if self.laterals:

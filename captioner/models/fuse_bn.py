@@ -23,7 +23,7 @@ _TOLERANCE = 1e-3  # of the features' size
 
 
 @torch.no_grad()
-def fold_batch_norms(backbone: Backbone, image_size: int) -> Backbone:
+def fuse_bn(backbone: Backbone, image_size: int) -> Backbone:
     """Fold every BatchNorm whose input is a convolution's output.
 
     Which follows which is seen in a dry run. The folded trunk must reproduce the features of the

@@ -22,7 +22,7 @@ PATIENCE = 10.0
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def exclusive_run_dir(folder: Path) -> Iterator[None]:
     """Have a run folder, which is made if it is absent, to this run; all its processes call this.
 
     Where files cannot be locked (Windows, some network file systems), nothing is held.

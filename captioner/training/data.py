@@ -118,7 +118,7 @@ def build_datasets(
         def extract(images: Tensor) -> list[Tensor]:
             images = images.contiguous(memory_format=torch.channels_last)
             with autocast(device, config.optim.precision):
-                return encoder.extract(images)
+                return encoder.forward_features(images)
 
         encoder.eval()
         caches = [

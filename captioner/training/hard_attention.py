@@ -17,7 +17,7 @@ from captioner.data.dataset import CaptionBatch
 from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel
 from captioner.training.distributed import sum_over_ranks
-from captioner.training.losses import Losses, Share, attention_entropy, caption_losses
+from captioner.training.losses import BatchCounts, Losses, attention_entropy, caption_losses
 from captioner.training.objectives import Objective
 
 _KEEP = 0.9  # of the old baseline, at each batch; the paper's figure
@@ -44,10 +44,10 @@ class HardAttention(Objective):
         super().__init__(model, preprocess, config, total_steps)
         self.register_buffer("baseline", torch.tensor(torch.nan))
 
-    def forward(self, batch: CaptionBatch, share: Share, step: int) -> Losses:
+    def forward(self, batch: CaptionBatch, counts: BatchCounts, step: int) -> Losses:
         """The losses of one batch; see :class:`Objective`."""
         result = self.teacher_forced(batch, step)
-        losses = caption_losses(result, self.config, share)
+        losses = caption_losses(result, self.config, counts)
         assert result.chosen is not None
         log_probs = result.logits.detach().float().log_softmax(-1)
         log_probs = log_probs.gather(-1, result.targets[:, None]).squeeze(-1)  # (M,)
@@ -64,8 +64,8 @@ class HardAttention(Objective):
         weights = result.attention[result.mask]  # (M, L)
         picked = weights.gather(-1, result.chosen.clamp(min=0)[:, None]).squeeze(-1)
         better = (reward - baseline)[..., None].expand(result.mask.shape)[result.mask]  # (M,)
-        reinforce = -(better * picked.clamp(min=1e-12).log() * drawn).sum() / share.tokens
-        entropy = attention_entropy(result.attention, result.mask) / share.tokens
+        reinforce = -(better * picked.clamp(min=1e-12).log() * drawn).sum() / counts.tokens
+        entropy = attention_entropy(result.attention, result.mask) / counts.tokens
         added = reinforce - self.config.exploration * entropy
-        parts = {**losses.parts, "word_log_prob": reward.sum() / share.captions}
+        parts = {**losses.parts, "word_log_prob": reward.sum() / counts.captions}
         return Losses(losses.total + added, parts)

@@ -1,8 +1,8 @@
 """What training minimises. Every mean is over real tokens or captions; padding never counts.
 
 A global batch may be spread over several processes and over several steps that are accumulated:
-every sum is divided by the global batch's own number of tokens or captions (:class:`Share`), so
-that it does not matter how the batch was cut.
+every sum is divided by the global batch's own number of tokens or captions (`BatchCounts`), so that
+it does not matter how the batch was cut.
 
 Shapes: M real tokens, B photos, C captions per photo, T time, L locations.
 """
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captioner.config import LossConfig
-from captioner.models.decoder import TeacherForced
+from captioner.models.decoder import DecoderOutput
 from captioner.training.distributed import sum_over_ranks
 
 
-class Share(NamedTuple):
+class BatchCounts(NamedTuple):
     """What sums are divided by: the counts of the global batch, per process.
 
     The mean over W processes of (their sum / (global count / W)) is the mean over the global
@@ -36,7 +36,7 @@ class Share(NamedTuple):
     captions: Tensor
 
     @classmethod
-    def of(cls, lengths: Tensor) -> Share:
+    def of(cls, lengths: Tensor) -> BatchCounts:
         """Of a batch that is alone: (B, C) targets of each caption."""
         return cls(lengths.sum(), (lengths > 0).sum())
 
@@ -53,27 +53,31 @@ class Losses(NamedTuple):
     parts: dict[str, Tensor]
 
 
-def caption_losses(result: TeacherForced, config: LossConfig, share: Share | None = None) -> Losses:
+def caption_losses(
+    result: DecoderOutput, config: LossConfig, counts: BatchCounts | None = None
+) -> Losses:
     """Cross-entropy + what is asked of the attention.
 
     Returns:
         With the parts ``cross_entropy`` (per token, with label smoothing, in nats), and those of
         :func:`attention_losses`.
     """
-    share = share or Share.of(result.mask.sum(-1))
+    counts = counts or BatchCounts.of(result.mask.sum(-1))
     cross_entropy = F.cross_entropy(
         result.logits.float(),
         result.targets,
         label_smoothing=config.label_smoothing,
         reduction="sum",
     )
-    cross_entropy = cross_entropy / share.tokens
-    looks = attention_losses(result.attention, result.mask, config, share)
+    cross_entropy = cross_entropy / counts.tokens
+    looks = attention_losses(result.attention, result.mask, config, counts)
     parts = {"cross_entropy": cross_entropy.detach(), **looks.parts}
     return Losses(cross_entropy + looks.total, parts)
 
 
-def attention_losses(attention: Tensor, mask: Tensor, config: LossConfig, share: Share) -> Losses:
+def attention_losses(
+    attention: Tensor, mask: Tensor, config: LossConfig, counts: BatchCounts
+) -> Losses:
     """λ · coverage penalty + weight · max(0, attention entropy - target).
 
     The entropy is averaged over the words before it is compared: a map of a word that names
@@ -83,19 +87,19 @@ def attention_losses(attention: Tensor, mask: Tensor, config: LossConfig, share:
         attention: (B, C, T, L).
         mask: (B, C, T), true at real tokens.
         config: The weights.
-        share: Of the global batch.
+        counts: Of the global batch.
 
     Returns:
         With the parts ``coverage``, per caption, and ``attention_entropy``, per token and as a
         share of the uniform map's.
     """
     with torch.set_grad_enabled(config.coverage > 0):
-        coverage = coverage_penalty(attention, mask, config.coverage_target) / share.captions
+        coverage = coverage_penalty(attention, mask, config.coverage_target) / counts.captions
     with torch.set_grad_enabled(config.entropy > 0):
-        entropy = attention_entropy(attention, mask) / share.tokens
+        entropy = attention_entropy(attention, mask) / counts.tokens
     total = config.coverage * coverage
     if config.entropy:
-        tokens = mask.sum() / share.tokens
+        tokens = mask.sum() / counts.tokens
         here, count = sum_over_ranks(torch.stack((entropy, tokens)))
         too_broad = here / count > config.entropy_target
         total = total + config.entropy * too_broad * (entropy - config.entropy_target * tokens)

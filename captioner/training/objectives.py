@@ -14,8 +14,8 @@ from captioner.data.dataset import CaptionBatch, CaptionDataset
 from captioner.errors import ConfigError
 from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel
-from captioner.models.decoder import TeacherForced
-from captioner.training.losses import Losses, Share, caption_losses
+from captioner.models.decoder import DecoderOutput
+from captioner.training.losses import BatchCounts, Losses, caption_losses
 
 
 def build_objective(
@@ -74,21 +74,21 @@ class Objective(nn.Module):
         """Targets and captions of a batch: what the sums of its losses are divided by."""
         return int(batch.lengths.sum()), int((batch.lengths > 0).sum())
 
-    def forward(self, batch: CaptionBatch, share: Share, step: int) -> Losses:
+    def forward(self, batch: CaptionBatch, counts: BatchCounts, step: int) -> Losses:
         """The losses of one batch.
 
         Args:
             batch: On the model's device.
-            share: What sums are divided by.
+            counts: What sums are divided by.
             step: Of the training, for what is drawn at random and for what changes on the way.
         """
-        return caption_losses(self.teacher_forced(batch, step), self.config, share)
+        return caption_losses(self.teacher_forced(batch, step), self.config, counts)
 
-    def teacher_forced(self, batch: CaptionBatch, step: int) -> TeacherForced:
+    def teacher_forced(self, batch: CaptionBatch, step: int) -> DecoderOutput:
         """The model's pass over the captions of a batch."""
-        own_words = self.config.scheduled_sampling * step / self.total_steps
-        result: TeacherForced = self.model(
-            self.pictures(batch), batch.captions, batch.lengths, own_words
+        sampling_prob = self.config.scheduled_sampling * step / self.total_steps
+        result: DecoderOutput = self.model(
+            self.pictures(batch), batch.captions, batch.lengths, sampling_prob
         )
         return result
 

@@ -20,7 +20,7 @@ import torch
 from captioner.config import Config
 from captioner.data.examples import Example
 from captioner.decoding.beam_search import beam_search
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.errors import CaptionerError
 from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess
@@ -112,7 +112,7 @@ def _caption(
     Raises:
         ImageError: The photo cannot be opened.
     """
-    options = SearchOptions(beam=config.validation.beam, max_length=config.validation.max_length)
+    options = DecodingOptions(beam=config.validation.beam, max_length=config.validation.max_length)
     square = preprocess.to_uint8(open_image(path, shrink_to=preprocess.size))
     images = preprocess.normalize(torch.from_numpy(square[None]).to(device))  # (1, 3, S, S)
     with autocast(device, config.optim.precision):

@@ -23,7 +23,7 @@ from torch import Tensor
 from captioner.config import LossConfig
 from captioner.data.dataset import CaptionBatch
 from captioner.decoding.greedy import greedy_search
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.sampling import photo_key, sample
 from captioner.decoding.stepper import Hypothesis
 from captioner.image.transforms import Preprocess
@@ -31,7 +31,7 @@ from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.distributed import sum_over_ranks
-from captioner.training.losses import Losses, Share, attention_losses
+from captioner.training.losses import BatchCounts, Losses, attention_losses
 from captioner.training.objectives import Objective
 
 Sentence = list[int]
@@ -67,18 +67,18 @@ class SelfCritical(Objective):
         """The sentences that will be drawn; how many words they have is not known yet."""
         return 0, len(batch.indices) * self.config.draws
 
-    def forward(self, batch: CaptionBatch, share: Share, step: int) -> Losses:
+    def forward(self, batch: CaptionBatch, counts: BatchCounts, step: int) -> Losses:
         """Draw, judge, and weigh the log-probabilities.
 
         The reward is computed while the model goes over the sentences once more, with gradients.
         """
         encoder, decoder, config = self.model.encoder, self.model.decoder, self.config
         pictures = self.pictures(batch)
-        stages = pictures if isinstance(pictures, list) else encoder.extract(pictures)
-        memory = decoder.remember(encoder.join(stages))
+        stages = pictures if isinstance(pictures, list) else encoder.forward_features(pictures)
+        memory = decoder.remember(encoder.forward_neck(stages))
         training = decoder.training
         decoder.eval()  # sentences come from the model as it captions, without dropout
-        options = SearchOptions(
+        options = DecodingOptions(
             sample=True, num_captions=config.draws, max_length=self.max_length, seed=step
         )
         keys = [photo_key(str(index).encode()) for index in batch.indices.tolist()]
@@ -88,7 +88,7 @@ class SelfCritical(Objective):
         ]
         baseline = None
         if config.baseline == "greedy":
-            options = SearchOptions(beam=1, max_length=self.max_length)
+            options = DecodingOptions(beam=1, max_length=self.max_length)
             baseline = [[sentence_ids(one)] for one in greedy_search(decoder, memory, options)]
         decoder.train(training)
         references = reference_ids(batch)
@@ -107,13 +107,13 @@ class SelfCritical(Objective):
         rewards, advantage = judged.result()
         weights = torch.from_numpy(np.take_along_axis(advantage[order.numpy()], places.numpy(), 1))
         weights = weights.to(picked)[..., None].expand(result.mask.shape)[result.mask]  # (M,)
-        policy = -(weights * picked).sum() / share.captions
+        policy = -(weights * picked).sum() / counts.captions
         words, count = sum_over_ranks(picked.new_tensor([int(lengths.sum()), lengths.numel()]))
-        tokens = share._replace(tokens=share.captions * words / count)
+        tokens = counts._replace(tokens=counts.captions * words / count)
         looks = attention_losses(result.attention, result.mask, config, tokens)
         parts = {
-            "reward": picked.new_tensor(rewards.sum()) / share.captions,
-            "length": lengths.sum().to(picked) / share.captions,
+            "reward": picked.new_tensor(rewards.sum()) / counts.captions,
+            "length": lengths.sum().to(picked) / counts.captions,
             **looks.parts,
         }
         return Losses(policy + looks.total, parts)

@@ -39,7 +39,7 @@ from captioner.training.distributed import (
 )
 from captioner.training.embeddings import start_embeddings
 from captioner.training.log import RunLog
-from captioner.training.losses import Share
+from captioner.training.losses import BatchCounts
 from captioner.training.objectives import build_objective
 from captioner.training.optim import AveragedWeights, build_optimizer, build_schedule
 from captioner.training.record import training_record
@@ -61,7 +61,7 @@ from captioner.training.start import (
     write_config,
 )
 from captioner.training.validation import validate
-from captioner.training.window import Window
+from captioner.training.window import AverageMeter
 from captioner.utils.device import autocast, resolve_device
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Trainer:
         self.step = 0
         self.best: float | None = None
         self.metrics: dict[str, float] = {}
-        self.window = Window()
+        self.window = AverageMeter()
         if rank():  # the same weights everywhere, but not the same dropout
             torch.manual_seed(config.seed + rank())
         if state is not None:
@@ -215,11 +215,13 @@ class Trainer:
             The parts of the loss, as means over the global batch, and the gradients' norm.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        counts = (*self.objective.count(batch), len(batch.indices), int(self._told_to_stop))
-        tokens, captions, photos, stop = sum_over_ranks(torch.tensor(counts, device=self.device))
+        local = (*self.objective.count(batch), len(batch.indices), int(self._told_to_stop))
+        tokens, captions, photos, stop = sum_over_ranks(torch.tensor(local, device=self.device))
         self._stop = bool(stop)  # all stop after the same step, whoever was told to
         # A batch without a single caption teaches nothing, but divides nothing by zero.
-        share = Share(tokens.clamp(min=1) / world_size(), captions.clamp(min=1) / world_size())
+        counts = BatchCounts(
+            tokens.clamp(min=1) / world_size(), captions.clamp(min=1) / world_size()
+        )
         total: dict[str, Tensor] = {}
         # As many parts in every process, though one may have a photo less: parts are run together.
         pieces = batch.split(min(self.config.optim.accumulate, int(photos) // world_size()))
@@ -229,7 +231,7 @@ class Trainer:
                 if isinstance(self.replicated, DistributedDataParallel) and not synchronise:
                     stack.enter_context(self.replicated.no_sync())
                 with autocast(self.device, self.config.optim.precision):
-                    losses = self.replicated(piece.to(self.device), share, self.step)
+                    losses = self.replicated(piece.to(self.device), counts, self.step)
                 losses.total.backward()
             for name, value in {"loss": losses.total.detach(), **losses.parts}.items():
                 total[name] = total.get(name, 0) + value

@@ -8,7 +8,7 @@ import torch
 
 from captioner.config import Config
 from captioner.decoding.beam_search import beam_search
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.metrics.coco_caption import score_captions
 from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
@@ -44,15 +44,17 @@ def validate(
         mean over words as a share of the uniform map's; ``words``, the mean length. And how much
         attention each place got over its sentence.
     """
-    options = SearchOptions(beam=config.validation.beam, max_length=config.validation.max_length)
+    options = DecodingOptions(beam=config.validation.beam, max_length=config.validation.max_length)
     captions: list[list[str]] = []
     entropies: list[float] = []
     sums = AttentionSums()
     mine = range(rank(), len(data.val), world_size())
     for pictures in data.val_pictures(mine, _BATCH, device):
         with autocast(device, config.optim.precision):
-            stages = pictures if isinstance(pictures, list) else model.encoder.extract(pictures)
-            memory = model.decoder.remember(model.encoder.join(stages))
+            stages = (
+                pictures if isinstance(pictures, list) else model.encoder.forward_features(pictures)
+            )
+            memory = model.decoder.remember(model.encoder.forward_neck(stages))
             found = beam_search(model.decoder, memory, options)
         for best, *_ in found:
             captions.append(vocabulary.decode(best.words))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Window:
+class AverageMeter:
     """Sums of named values over the steps since they were last asked for."""
 
     def __init__(self) -> None:

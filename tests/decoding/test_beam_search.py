@@ -10,11 +10,11 @@ from helpers.tiny import SPECIALS, make_decoder, make_grid
 
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.greedy import greedy_search
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.stepper import Stepper
 from captioner.errors import ConfigError
 from captioner.models.attention import Memory
-from captioner.models.decoder import State, Step
+from captioner.models.decoder import State, StepOutput
 from captioner.tokenizer import Vocabulary
 
 BANNED = (Vocabulary.PAD, Vocabulary.START, Vocabulary.UNK)
@@ -25,7 +25,7 @@ BANNED = (Vocabulary.PAD, Vocabulary.START, Vocabulary.UNK)
 def test_a_beam_of_one_is_greedy(seed, min_length):
     decoder = make_decoder(20, seed=seed)
     memory = decoder.remember(make_grid(8, seed))
-    options = SearchOptions(beam=1, max_length=9, min_length=min_length)
+    options = DecodingOptions(beam=1, max_length=9, min_length=min_length)
     greedy = greedy_search(decoder, memory, options)
     for (found,), expected in zip(beam_search(decoder, memory, options), greedy, strict=True):
         assert_same([found], [expected])
@@ -48,7 +48,7 @@ def test_a_full_beam_equals_brute_force(seed, min_length, penalty):
         for length in range(min_length, 4)
         for words in itertools.product(range(len(SPECIALS), 7), repeat=length)
     ]
-    options = SearchOptions(
+    options = DecodingOptions(
         beam=27 * 4,
         num_captions=len(sentences),
         max_length=3,
@@ -107,7 +107,7 @@ def test_a_narrow_beam_equals_the_textbook(seed, width, penalty):
     decoder = with_end_bias(make_decoder(10, seed=seed), 0.7)
     memory = decoder.remember(make_grid(4, seed))
     for num_captions in (1, width):
-        options = SearchOptions(
+        options = DecodingOptions(
             beam=width, num_captions=num_captions, max_length=6, length_penalty=penalty
         )
         for index, found in enumerate(beam_search(decoder, memory, options)):
@@ -132,7 +132,7 @@ class Bigrams:
 
     def step(self, state, words, memory):
         maps = torch.full((*words.shape, memory.values.shape[1]), 1 / 9)
-        return Step(self.logits[words], maps, state)
+        return StepOutput(self.logits[words], maps, state)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_the_early_stop_waits_for_what_can_still_win(penalty, short, long, expec
     first = {END: short, 4: long, Vocabulary.UNK: 1 - short - long}
     decoder = Bigrams({Vocabulary.START: first, 4: {5: 1}, 5: {6: 1}, 6: {7: 1}, 7: {END: 1}})
     grid = make_grid(1)
-    options = SearchOptions(beam=2, min_length=0, max_length=24, length_penalty=penalty)
+    options = DecodingOptions(beam=2, min_length=0, max_length=24, length_penalty=penalty)
     ((found,),) = beam_search(decoder, Memory(grid.features, grid.features, grid.size), options)
     assert found.words == expected
     score = math.log(long if expected else short) / ((5 + len(expected) + 1) / 6) ** penalty
@@ -168,7 +168,7 @@ def test_company_changes_nothing(beam, monkeypatch):
     left = []
     keep = Stepper.keep
     monkeypatch.setattr(Stepper, "keep", lambda self, stay: (left.append(1), keep(self, stay))[1])
-    options = SearchOptions(beam=beam, num_captions=beam, max_length=12)
+    options = DecodingOptions(beam=beam, num_captions=beam, max_length=12)
     together = beam_search(decoder, memory, options)
     assert left, "no photo left the batch early: the test tests nothing"
     assert len({len(found[0].words) for found in together}) > 2
@@ -185,12 +185,12 @@ def test_company_changes_nothing(beam, monkeypatch):
 
 def test_company_changes_nothing_for_greedy():
     decoder, memory = varied()
-    options = SearchOptions(max_length=12)
+    options = DecodingOptions(max_length=12)
     together = greedy_search(decoder, memory, options)
     assert len({len(found.words) for found in together}) > 1
     for index in range(9):
         assert_same(
-            greedy_search(decoder, photo(memory, index), SearchOptions(max_length=12)),
+            greedy_search(decoder, photo(memory, index), DecodingOptions(max_length=12)),
             [together[index]],
         )
 
@@ -200,7 +200,9 @@ def test_company_changes_nothing_for_greedy():
 def test_no_beam_finishes(num_captions, penalty):
     decoder = with_end_bias(make_decoder(12), -math.inf)
     memory = decoder.remember(make_grid(3))
-    options = SearchOptions(beam=3, num_captions=num_captions, max_length=5, length_penalty=penalty)
+    options = DecodingOptions(
+        beam=3, num_captions=num_captions, max_length=5, length_penalty=penalty
+    )
     for index, found in enumerate(beam_search(decoder, memory, options)):
         assert len(found) == num_captions
         for hypothesis in found:
@@ -215,7 +217,7 @@ def test_no_beam_finishes(num_captions, penalty):
             assert hypothesis.score == pytest.approx(expected, abs=1e-4)
         scores = [hypothesis.score for hypothesis in found]
         assert scores == sorted(scores, reverse=True)
-    for hypothesis in greedy_search(decoder, memory, SearchOptions(max_length=5)):
+    for hypothesis in greedy_search(decoder, memory, DecodingOptions(max_length=5)):
         assert not hypothesis.finished
         assert len(hypothesis.words) == len(hypothesis.log_probs) == len(hypothesis.attention) == 5
 
@@ -224,7 +226,7 @@ def test_too_few_finish():
     """Finished sentences come first, the best unfinished ones fill up; none comes twice."""
     decoder, memory = varied()
     with_end_bias(decoder, -1.0)
-    options = SearchOptions(beam=6, num_captions=6, max_length=5)
+    options = DecodingOptions(beam=6, num_captions=6, max_length=5)
     mixed = 0
     for found in beam_search(decoder, memory, options):
         assert 1 <= len(found) <= 6
@@ -242,9 +244,9 @@ def test_specials_are_never_produced(search):
         decoder.project.bias[list(BANNED)] += 50
     memory = decoder.remember(make_grid(4))
     if search == "greedy":
-        found = greedy_search(decoder, memory, SearchOptions(max_length=8))
+        found = greedy_search(decoder, memory, DecodingOptions(max_length=8))
     else:
-        options = SearchOptions(beam=3, num_captions=3, max_length=8)
+        options = DecodingOptions(beam=3, num_captions=3, max_length=8)
         found = [h for hypotheses in beam_search(decoder, memory, options) for h in hypotheses]
     assert found
     for hypothesis in found:
@@ -261,7 +263,7 @@ def test_more_words_can_be_banned_and_unk_allowed():
     words = {
         word
         for banned in [(Vocabulary.PAD, Vocabulary.START, 7)]
-        for (found,) in beam_search(decoder, memory, SearchOptions(banned=banned, max_length=6))
+        for (found,) in beam_search(decoder, memory, DecodingOptions(banned=banned, max_length=6))
         for word in found.words
     }
     assert Vocabulary.UNK in words
@@ -276,7 +278,7 @@ def test_scores_and_maps_are_those_of_the_sentence(kind, penalty):
         make_decoder(16, spread=0.7, attention={"kind": kind}, deep_output=True), 0.4
     )
     memory = decoder.remember(make_grid(6))
-    options = SearchOptions(beam=4, num_captions=4, max_length=8, length_penalty=penalty)
+    options = DecodingOptions(beam=4, num_captions=4, max_length=8, length_penalty=penalty)
     for index, found in enumerate(beam_search(decoder, memory, options)):
         assert len({tuple(h.words) for h in found}) == len(found)
         scores = [h.score for h in found if h.finished]
@@ -295,7 +297,7 @@ def test_length_penalty_makes_sentences_longer():
     decoder, memory = varied()
 
     def mean_length(penalty):
-        options = SearchOptions(beam=4, max_length=12, length_penalty=penalty)
+        options = DecodingOptions(beam=4, max_length=12, length_penalty=penalty)
         return sum(len(found[0].words) for found in beam_search(decoder, memory, options)) / 9
 
     assert mean_length(-2.0) < mean_length(4.0)
@@ -303,12 +305,12 @@ def test_length_penalty_makes_sentences_longer():
 
 def test_more_captions_than_beams_are_refused():
     with pytest.raises(ConfigError, match="need beam 9"):
-        SearchOptions(beam=2, num_captions=9)
+        DecodingOptions(beam=2, num_captions=9)
 
 
 def test_memory_is_left_alone():
     decoder, memory = varied()
     before = Memory(memory.values.clone(), memory.keys.clone(), memory.size)
-    beam_search(decoder, memory, SearchOptions(beam=3))
+    beam_search(decoder, memory, DecodingOptions(beam=3))
     assert torch.equal(memory.values, before.values)
     assert torch.equal(memory.keys, before.keys)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.greedy import greedy_search
-from captioner.decoding.options import SearchOptions, search_options
+from captioner.decoding.options import DecodingOptions, search_options
 from captioner.decoding.sampling import sample
 from captioner.errors import ConfigError
 from captioner.tokenizer import Vocabulary
@@ -67,7 +67,7 @@ def all_sentences(decoder, memory, options):
 )
 def test_a_full_beam_lists_all_allowed_sentences_in_order(constraints):
     decoder, memory = tiny(seed=len(constraints))
-    options = SearchOptions(beam=108, num_captions=40, max_length=3, **constraints)
+    options = DecodingOptions(beam=108, num_captions=40, max_length=3, **constraints)
     for index, found in enumerate(beam_search(decoder, memory, options)):
         expected = all_sentences(decoder, photo(memory, index), options)
         ended = [h for h in found if h.finished]
@@ -85,10 +85,10 @@ def test_stopping_early_changes_nothing(constraints, penalty, monkeypatch):
     decoder = with_end_bias(make_decoder(14, seed=2, spread=1.5), 1.0)
     memory = decoder.remember(make_grid(6, 2))
     asked = {"beam": 4, "num_captions": 2, "length_penalty": penalty, **constraints}
-    options = SearchOptions(max_length=9, **asked)
+    options = DecodingOptions(max_length=9, **asked)
     alone = [photo(memory, index) for index in range(6)]  # so that nobody waits for another
     early = [beam_search(decoder, one, options)[0] for one in alone]
-    monkeypatch.setattr(SearchOptions, "largest_divisor", lambda self, tokens: 1e9)
+    monkeypatch.setattr(DecodingOptions, "largest_divisor", lambda self, tokens: 1e9)
     for found, expected in zip(early, beam_search(decoder, memory, options), strict=True):
         ended = [[h.words for h in each if h.finished] for each in (found, expected)]
         assert ended[0] == ended[1]
@@ -135,7 +135,7 @@ def textbook_groups(decoder, memory, options):
 def test_groups_equal_the_textbook(diversity, seed):
     decoder = with_end_bias(make_decoder(10, seed=seed), 1.5)
     memory = decoder.remember(make_grid(3, seed))
-    options = SearchOptions(beam=6, groups=3, num_captions=6, max_length=6, diversity=diversity)
+    options = DecodingOptions(beam=6, groups=3, num_captions=6, max_length=6, diversity=diversity)
     for index, found in enumerate(beam_search(decoder, memory, options)):
         pools = textbook_groups(decoder, photo(memory, index), options)
         expected = {tuple(words) for pool in pools for words in pool}
@@ -152,7 +152,7 @@ def test_groups_say_different_things():
     memory = decoder.remember(make_grid(8, 3))
 
     def first_words(**options):
-        options = SearchOptions(beam=4, num_captions=4, max_length=8, **options)
+        options = DecodingOptions(beam=4, num_captions=4, max_length=8, **options)
         return sum(
             len({h.words[0] for h in found}) for found in beam_search(decoder, memory, options)
         )
@@ -164,8 +164,8 @@ def test_what_two_groups_find_comes_once():
     """And no unfinished sentence of a search that stopped early fills its place."""
     decoder = with_end_bias(make_decoder(12, seed=3), 4.0)
     memory = decoder.remember(make_grid(6, 3))
-    options = SearchOptions(beam=2, groups=2, num_captions=2, max_length=9, diversity=0.0)
-    alone = SearchOptions(beam=1, max_length=9)
+    options = DecodingOptions(beam=2, groups=2, num_captions=2, max_length=9, diversity=0.0)
+    alone = DecodingOptions(beam=1, max_length=9)
     expected = [found[0].words for found in beam_search(decoder, memory, alone)]
     for found, words in zip(beam_search(decoder, memory, options), expected, strict=True):
         assert [h.words for h in found] == [words]
@@ -201,7 +201,7 @@ def test_no_combination_breaks_a_promise(data):
     else:
         free = sorted(set(words) - banned)
         asked["required"] = draw(st.lists(st.sampled_from(free), max_size=min(3, longest)))
-    options = SearchOptions(**asked)
+    options = DecodingOptions(**asked)
     decoder = with_end_bias(
         make_decoder(size, seed=draw(st.integers(0, 9)), spread=draw(st.sampled_from([0.5, 3.0]))),
         draw(st.sampled_from([-30.0, -1.0, 1.0, 30.0])),
@@ -241,7 +241,7 @@ def test_what_is_cut_has_the_required_words_too():
     decoder = with_end_bias(make_decoder(9, seed=1, spread=3.0), -30.0)
     memory = decoder.remember(make_grid(8, 1))
     for required in ((4,), (5, 8)):
-        options = SearchOptions(beam=4, num_captions=4, max_length=4, required=required)
+        options = DecodingOptions(beam=4, num_captions=4, max_length=4, required=required)
         for found in beam_search(decoder, memory, options):
             assert not any(h.finished for h in found)
             assert all(set(required) <= set(h.words) for h in found)
@@ -250,9 +250,9 @@ def test_what_is_cut_has_the_required_words_too():
 def test_a_sentence_that_gets_stuck_is_kept():
     """Three words that must not repeat cannot make four: the best attempt, flagged."""
     decoder, memory = tiny(seed=0)
-    options = SearchOptions(beam=3, min_length=4, max_length=6, no_repeat_ngram=1)
+    options = DecodingOptions(beam=3, min_length=4, max_length=6, no_repeat_ngram=1)
     for groups in (1, 3):
-        grouped = SearchOptions(
+        grouped = DecodingOptions(
             beam=3, groups=groups, min_length=4, max_length=6, no_repeat_ngram=1
         )
         for (found,) in beam_search(decoder, memory, grouped):
@@ -285,14 +285,14 @@ def test_a_sentence_that_gets_stuck_is_kept():
 )
 def test_contradictions_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
-        SearchOptions(**wrong)
+        DecodingOptions(**wrong)
 
 
 def test_options_that_do_not_fit_the_vocabulary_are_refused():
     decoder, memory = tiny(seed=0)
     for wrong in ({"banned": range(3, 7)}, {"required": (7,)}):
         with pytest.raises(ConfigError):
-            beam_search(decoder, memory, SearchOptions(**wrong))
+            beam_search(decoder, memory, DecodingOptions(**wrong))
 
 
 def test_words_become_ids():

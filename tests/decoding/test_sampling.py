@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.greedy import greedy_search
 from captioner.decoding.mbr import consensus_order
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.sampling import draw, sample, truncate
 from captioner.models.attention import Memory
 
@@ -24,7 +24,7 @@ def varied(words=16):
 
 def test_a_photo_gets_the_same_samples_in_any_company():
     decoder, memory = varied()
-    options = SearchOptions(sample=True, num_captions=3, max_length=8, seed=4)
+    options = DecodingOptions(sample=True, num_captions=3, max_length=8, seed=4)
     keys = [101, 7, 2**64 - 1, 0, 55, 9]
     together = sample(decoder, memory, options, keys)
     assert len({tuple(h.words) for found in together for h in found}) > 10
@@ -34,7 +34,7 @@ def test_a_photo_gets_the_same_samples_in_any_company():
         assert_same(some[place], together[index])
         alone = sample(decoder, photo(memory, index), options, [keys[index]])
         assert_same(alone[0], together[index])
-    other = SearchOptions(sample=True, num_captions=3, max_length=8, seed=5)
+    other = DecodingOptions(sample=True, num_captions=3, max_length=8, seed=5)
     differing = sample(decoder, memory, other, keys)
     assert [h.words for f in differing for h in f] != [h.words for f in together for h in f]
 
@@ -42,7 +42,7 @@ def test_a_photo_gets_the_same_samples_in_any_company():
 def test_photos_that_the_model_takes_for_equal_have_draws_of_their_own():
     decoder, memory = varied()
     same = memory.select(torch.tensor([0] * 4))
-    options = SearchOptions(sample=True, num_captions=4, max_length=8)
+    options = DecodingOptions(sample=True, num_captions=4, max_length=8)
     found = [[h.words for h in one] for one in sample(decoder, same, options, [1, 2, 3, 1])]
     assert found[0] == found[3]
     assert found[0] != found[1] != found[2] != found[0]
@@ -50,7 +50,7 @@ def test_photos_that_the_model_takes_for_equal_have_draws_of_their_own():
 
 def test_sample_scores_are_the_models_own():
     decoder, memory = varied()
-    options = SearchOptions(sample=True, temperature=0.5, top_k=3, length_penalty="average")
+    options = DecodingOptions(sample=True, temperature=0.5, top_k=3, length_penalty="average")
     for index, (h,) in enumerate(sample(decoder, memory, options, range(6))):
         log_probs, maps = teacher_forced(decoder, photo(memory, index), h.words, h.finished)
         assert h.log_probs == pytest.approx(log_probs, abs=1e-4)
@@ -61,8 +61,8 @@ def test_sample_scores_are_the_models_own():
 @pytest.mark.parametrize("limit", [{"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1e-6}])
 def test_sampling_the_likeliest_word_is_greedy(limit):
     decoder, memory = varied()
-    greedy = greedy_search(decoder, memory, SearchOptions(max_length=7))
-    options = SearchOptions(sample=True, max_length=7, **limit)
+    greedy = greedy_search(decoder, memory, DecodingOptions(max_length=7))
+    options = DecodingOptions(sample=True, max_length=7, **limit)
     for found, expected in zip(sample(decoder, memory, options, range(6)), greedy, strict=True):
         assert_same(found, [expected])
 
@@ -71,7 +71,7 @@ def test_first_words_are_drawn_by_their_probability():
     """4,000 samples of one photo: frequencies within five standard errors, by brute force."""
     decoder, memory = varied(words=9)
     one, count = photo(memory, 0), 4000
-    options = SearchOptions(sample=True, num_captions=count, max_length=1, temperature=1.5)
+    options = DecodingOptions(sample=True, num_captions=count, max_length=1, temperature=1.5)
     (found,) = sample(decoder, one, options, [3])
     with torch.no_grad():
         logits = decoder.step(decoder.start(one), torch.tensor([[1]]), one).logits[0, 0]
@@ -91,7 +91,7 @@ def test_first_words_are_drawn_by_their_probability():
     temperature=st.sampled_from([0.2, 1.0, 3.0]),
 )
 def test_truncation_keeps_the_fewest_likeliest_words(logits, top_k, top_p, temperature):
-    options = SearchOptions(sample=True, top_k=top_k, top_p=top_p, temperature=temperature)
+    options = DecodingOptions(sample=True, top_k=top_k, top_p=top_p, temperature=temperature)
     log_probs = torch.tensor([[logits]]).log_softmax(-1) if max(logits) > -9 else None
     if log_probs is None:
         nothing = truncate(torch.full((1, 1, 4), -math.inf), options)
@@ -118,7 +118,7 @@ def test_draws_never_hit_an_impossible_word():
 
 def test_two_equal_models_are_one():
     decoder, memory = varied()
-    options = SearchOptions(beam=3, num_captions=3, max_length=8)
+    options = DecodingOptions(beam=3, num_captions=3, max_length=8)
     twice = beam_search([decoder, decoder], [memory, memory], options)
     for found, expected in zip(twice, beam_search(decoder, memory, options), strict=True):
         assert_same(found, expected)
@@ -128,10 +128,10 @@ def test_an_ensemble_averages_probabilities_and_maps():
     """Scores are those of the mean of the models' probabilities, each told the sentence."""
     decoders = [with_end_bias(make_decoder(12, seed=seed), 0.5) for seed in (1, 2)]
     memories = [decoder.remember(make_grid(4, 3)) for decoder in decoders]
-    options = SearchOptions(beam=3, max_length=6, no_repeat_ngram=2)
+    options = DecodingOptions(beam=3, max_length=6, no_repeat_ngram=2)
     both = beam_search(decoders, memories, options)
     both += [[found] for found in greedy_search(decoders, memories, options)]
-    both += sample(decoders, memories, SearchOptions(sample=True, max_length=6), range(4))
+    both += sample(decoders, memories, DecodingOptions(sample=True, max_length=6), range(4))
     for index, (h,) in enumerate(both):
         told = [
             teacher_forced(decoder, photo(memory, index % 4), h.words, h.finished)
@@ -151,7 +151,7 @@ def test_models_of_other_grids_keep_the_first_ones_maps():
     first = decoders[0].remember(grid)
     second = decoders[1].remember(grid._replace(features=grid.features[:, :4], size=(2, 2)))
     assert isinstance(second, Memory)
-    for (h,) in beam_search(decoders, [first, second], SearchOptions(beam=2, max_length=5)):
+    for (h,) in beam_search(decoders, [first, second], DecodingOptions(beam=2, max_length=5)):
         assert h.attention.shape == (len(h.words), 9)
         torch.testing.assert_close(h.attention.sum(-1), torch.ones(len(h.words)))
 

@@ -14,7 +14,7 @@ import gradio as gr
 
 from captioner.api import Captioner
 from captioner.cli import main as cli
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.demo import app, limits, settings
 from captioner.demo.models import Models
 from captioner.demo.tabs import caption as caption_tab
@@ -140,7 +140,7 @@ def test_every_combination_of_settings_is_a_possible_search():
         values = search(mode=mode, captions=captions, beam=beam, temperature=0.5, top_p=0.5)
         options = settings.search_options(*values)
         options.pop("ban"), options.pop("require", None)
-        checked = SearchOptions(**options)
+        checked = DecodingOptions(**options)
         assert checked.num_captions == captions
 
 

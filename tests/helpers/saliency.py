@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from captioner.models.attention import Memory
-from captioner.models.decoder import TeacherForced
+from captioner.models.decoder import DecoderOutput
 from captioner.models.encoder import Grid
 from helpers.tiny import FEATURES, SIDE
 
@@ -30,7 +30,7 @@ class OneCell(nn.Module):
         logits[..., 4] = self.sign * memory.values[:, self.cell, :1]
         maps = torch.full((photos, 1, time, memory.values.shape[1]), 1 / L)
         targets = captions[:, 0, 1 : time + 1]
-        return TeacherForced(logits.flatten(0, 1), targets.flatten(), maps, targets[:, None] > 0)
+        return DecoderOutput(logits.flatten(0, 1), targets.flatten(), maps, targets[:, None] > 0)
 
 
 def grid_of_one_cell(cell, height=2.0):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from captioner.config import AttentionConfig
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.greedy import greedy_search
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.errors import ConfigError
 from captioner.models import additive_attention as additive
 from captioner.models.additive_attention import additive_score
@@ -165,8 +165,8 @@ def test_keys_are_computed_once(kind):
     assert len(calls) == 1
     memory = decoder.remember(make_grid(2))
     calls.clear()
-    greedy_search(decoder, memory, SearchOptions(min_length=4))
-    beam_search(decoder, memory, SearchOptions(beam=3, min_length=4))
+    greedy_search(decoder, memory, DecodingOptions(min_length=4))
+    beam_search(decoder, memory, DecodingOptions(beam=3, min_length=4))
     assert not calls
 
 

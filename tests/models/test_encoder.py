@@ -71,7 +71,9 @@ def test_the_finest_stride_gives_the_grid(name, strides, side):
     features, size = encoder(photos())
     assert size == (side, side)
     assert features.shape == (2, side * side, 8)
-    assert [stage.shape[-1] for stage in encoder.extract(photos())] == [SIZE // s for s in strides]
+    assert [stage.shape[-1] for stage in encoder.forward_features(photos())] == [
+        SIZE // s for s in strides
+    ]
 
 
 def test_the_grid_is_the_one_that_was_promised_without_padding():
@@ -81,14 +83,14 @@ def test_the_grid_is_the_one_that_was_promised_without_padding():
     )
     encoder = Encoder(config).eval()
     images = torch.zeros(1, 3, 224, 224)
-    assert encoder.extract(images)[0].shape[-1] == 13
+    assert encoder.forward_features(images)[0].shape[-1] == 13
     assert encoder(images).size == encoder.grid_size == (14, 14)
 
 
 def test_raw_features_of_one_stage():
     encoder = make(strides=(32,), width=None).eval()
     assert encoder.feature_size == 576
-    stage = encoder.extract(photos())[0]
+    stage = encoder.forward_features(photos())[0]
     features = encoder(photos()).features
     assert torch.equal(features, stage.flatten(2).transpose(1, 2))
     with pytest.raises(ConfigError, match=r"encoder\.width"):
@@ -100,7 +102,7 @@ def test_cells_run_row_by_row():
     encoder = make(strides=(16,)).eval()
     stage = torch.zeros(1, encoder.backbone.channels[0], 4, 4)
     stage[0, :, 2, 1] = torch.arange(encoder.backbone.channels[0])
-    features, _ = encoder.join([stage])
+    features, _ = encoder.forward_neck([stage])
     others = [cell for cell in range(16) if cell != 4 * 2 + 1]
     assert torch.equal(features[0, others], features[0, :1].expand(15, -1))
     assert not torch.allclose(features[0, 4 * 2 + 1], features[0, 0])
@@ -110,15 +112,15 @@ def test_cells_run_row_by_row():
 def test_refinement_mixes_the_cells(layers):
     encoder = make(strides=(16,), refine_layers=layers, refine_heads=2).eval()
     stage = torch.randn(1, encoder.backbone.channels[0], 4, 4)
-    before = encoder.join([stage]).features
+    before = encoder.forward_neck([stage]).features
     stage[0, :, 0, 0] += 5
-    after = encoder.join([stage]).features
+    after = encoder.forward_neck([stage]).features
     assert before.shape == (1, 16, 8)
     assert ((before - after).abs().amax(-1) > 0).all()
     plain = make(strides=(16,)).eval()
-    moved = plain.join([stage]).features
+    moved = plain.forward_neck([stage]).features
     stage[0, :, 0, 0] -= 5
-    assert ((moved - plain.join([stage]).features).abs().amax(-1) > 0).sum() == 1
+    assert ((moved - plain.forward_neck([stage]).features).abs().amax(-1) > 0).sum() == 1
     with pytest.raises(ConfigError, match="refine_heads"):
         make(strides=(16,), refine_layers=1, refine_heads=3)
 
@@ -141,7 +143,7 @@ def working_strides(encoder, size):
         if isinstance(module, nn.Conv2d):
             hook(name, module)
     with torch.no_grad():
-        encoder.eval().extract(photos(1, size))
+        encoder.eval().forward_features(photos(1, size))
     for handle in hooks:
         handle.remove()
     return strides
@@ -160,7 +162,7 @@ def test_trainable_stages_are_the_last_ones(name):
         for module, stride in strides.items():
             assert (f"{module}.weight" in trainable) == (stride in known[:count]), module
         # Nothing that trains lies before a finer stage, whatever its module is called.
-        for stride, stage in zip((8, 16, 32), encoder.extract(photos()), strict=True):
+        for stride, stage in zip((8, 16, 32), encoder.forward_features(photos()), strict=True):
             assert stage.requires_grad == (stride >= known[count - 1]), stride
 
 
@@ -232,16 +234,18 @@ def test_frozen_stages_have_no_stochastic_depth():
     """Blocks that are skipped at random (torchvision builds them in) would blur a frozen trunk."""
     name = "torchvision/efficientnet_b0"
     encoder = make(name, trainable_stages=1).train()
-    fine = [encoder.extract(photos(8))[0] for _ in range(3)]
+    fine = [encoder.forward_features(photos(8))[0] for _ in range(3)]
     assert torch.equal(fine[0], fine[1])
     assert torch.equal(fine[0], fine[2])
     encoder = make(name, trainable_stages=9).train()
-    assert not torch.equal(encoder.extract(photos(8))[0], encoder.extract(photos(8))[0])
+    assert not torch.equal(
+        encoder.forward_features(photos(8))[0], encoder.forward_features(photos(8))[0]
+    )
 
 
 def test_a_frozen_trunk_builds_no_graph():
     encoder = make().train()
-    assert not any(stage.requires_grad for stage in encoder.extract(photos()))
+    assert not any(stage.requires_grad for stage in encoder.forward_features(photos()))
     assert encoder(photos()).features.requires_grad
 
 
@@ -328,7 +332,7 @@ def test_the_head_is_the_convolution_that_the_classifier_reads():
     images = photos()
     with torch.no_grad():
         expected = whole.forward_features(images)
-        found = encoder.eval().extract(images)[-1]
+        found = encoder.eval().forward_features(images)[-1]
     torch.testing.assert_close(found, expected)
     encoder.train()(images).features.sum().backward()
     assert "head.0.weight" in trunk_gradients(encoder)

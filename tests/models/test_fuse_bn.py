@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from captioner.models.backbones import Backbone, build_backbone
-from captioner.models.fuse_bn import fold_batch_norms
+from captioner.models.fuse_bn import fuse_bn
 
 SIZE = 64
 
@@ -38,7 +38,7 @@ def norms(backbone):
 def test_folding_keeps_the_features(name, head):
     backbone = trained(build_backbone(name, (16, 32), SIZE, pretrained=False, head=head))
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    folded = fold_batch_norms(backbone, SIZE)
+    folded = fuse_bn(backbone, SIZE)
     assert norms(backbone) > 0
     assert norms(folded) == 0
     images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
@@ -63,4 +63,4 @@ class Forked(Backbone):
 
 def test_what_cannot_be_folded_is_left():
     backbone = trained(Forked())
-    assert fold_batch_norms(backbone, SIZE) is backbone
+    assert fuse_bn(backbone, SIZE) is backbone

@@ -11,7 +11,7 @@ from captioner.data.dataset import CaptionBatch
 from captioner.errors import ConfigError
 from captioner.models.attention import Attention
 from captioner.training.hard_attention import HardAttention
-from captioner.training.losses import Share, caption_losses
+from captioner.training.losses import BatchCounts, caption_losses
 from captioner.training.trainer import Trainer
 
 HARD = {"mode": "hard"}
@@ -75,9 +75,9 @@ def test_the_loss_equals_equation_12():
     batch = CaptionBatch(None, [torch.zeros(1)], captions, lengths, torch.arange(2))
     config = LossConfig(label_smoothing=0.0, exploration=0.01)
     objective = HardAttention(Stub(result), None, config, 10)
-    first = objective(batch, Share.of(lengths), 0)
+    first = objective(batch, BatchCounts.of(lengths), 0)
     baseline = objective.baseline.item()
-    second = objective(batch, Share.of(lengths), 1)
+    second = objective(batch, BatchCounts.of(lengths), 1)
 
     log_probs = result.logits.log_softmax(-1).gather(-1, result.targets[:, None]).squeeze(-1)
     photos, rows, _ = result.mask.nonzero(as_tuple=True)
@@ -107,7 +107,7 @@ def test_the_baseline_moves_by_a_tenth_and_not_at_all_without_captions():
         result = decoder(decoder.remember(make_grid(1, seed)), captions, lengths)
         objective.model.result = result
         batch = CaptionBatch(None, [torch.zeros(1)], captions, lengths, torch.arange(1))
-        losses = objective(batch, Share(torch.tensor(7.0), torch.tensor(2.0)), 0)
+        losses = objective(batch, BatchCounts(torch.tensor(7.0), torch.tensor(2.0)), 0)
         assert losses.total.isfinite()
         baselines.append(objective.baseline.item())
         means.append(losses.parts["word_log_prob"].item())  # of two captions
@@ -125,11 +125,11 @@ def test_the_choice_learns():
         result = decoder(decoder.remember(make_grid(1)), captions, lengths)
         if (result.chosen >= 0).all():
             break
-    caption_losses(result, LossConfig(), Share.of(lengths)).total.backward(retain_graph=True)
+    caption_losses(result, LossConfig(), BatchCounts.of(lengths)).total.backward(retain_graph=True)
     assert not decoder.attention.score.grad.any()
     objective = HardAttention(Stub(result), None, LossConfig(), 10)
     batch = CaptionBatch(None, [torch.zeros(1)], captions, lengths, torch.arange(1))
-    objective(batch, Share.of(lengths), 0).total.backward()
+    objective(batch, BatchCounts.of(lengths), 0).total.backward()
     assert decoder.attention.score.grad.any()
 
 

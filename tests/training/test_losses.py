@@ -8,8 +8,13 @@ from helpers.tiny import make_captions, make_decoder, make_grid
 from torch.nn import functional
 
 from captioner.config import LossConfig
-from captioner.models.decoder import TeacherForced
-from captioner.training.losses import Share, attention_entropy, caption_losses, coverage_penalty
+from captioner.models.decoder import DecoderOutput
+from captioner.training.losses import (
+    BatchCounts,
+    attention_entropy,
+    caption_losses,
+    coverage_penalty,
+)
 
 LENGTHS = [[5, 2], [3, 0], [1, 1]]
 PLAIN = LossConfig(label_smoothing=0.0)
@@ -143,10 +148,10 @@ def test_a_batch_may_be_cut_in_any_way():
     whole.total.backward()
     gradients = [parameter.grad.clone() for parameter in decoder.parameters()]
     decoder.zero_grad()
-    share, total = Share.of(lengths), 0.0
+    counts, total = BatchCounts.of(lengths), 0.0
     for rows in ([0, 2], [1]):
         memory = decoder.remember(features._replace(features=features.features[rows]))
-        part = caption_losses(decoder(memory, captions[rows], lengths[rows]), config, share)
+        part = caption_losses(decoder(memory, captions[rows], lengths[rows]), config, counts)
         part.total.backward()
         total += part.total.item()
     assert total == pytest.approx(whole.total.item(), rel=1e-5)
@@ -169,7 +174,7 @@ def test_weights_of_zero_send_no_gradient(config, flows):
     tokens = int(mask.sum())
     logits = torch.zeros(tokens, 9, requires_grad=True)
     targets = torch.zeros(tokens, dtype=torch.long)
-    caption_losses(TeacherForced(logits, targets, maps, mask), config).total.backward()
+    caption_losses(DecoderOutput(logits, targets, maps, mask), config).total.backward()
     assert (maps.grad is not None) == flows
     if flows:
         assert maps.grad[mask].abs().max() > 0

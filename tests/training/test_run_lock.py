@@ -14,7 +14,7 @@ from captioner.cli.train import train
 from captioner.config import to_dict
 from captioner.errors import CaptionerError
 from captioner.training import alone
-from captioner.training.alone import alone_in
+from captioner.training.alone import exclusive_run_dir
 from captioner.training.trainer import Trainer
 from captioner.utils.locks import lock
 
@@ -40,7 +40,7 @@ def impatient(monkeypatch):
 def test_a_second_run_is_refused_and_touches_nothing(config, tmp_path, impatient, capsys):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_dict(config)))
     run = tmp_path / "run"
-    with alone_in(run):
+    with exclusive_run_dir(run):
         for options in ([], ["--resume"]):
             assert cli.main(["train", str(tmp_path / "recipe.yaml"), *options]) == 2
             assert f"another run trains into {run}: wait for its end" in capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_whoever_waits_sees_what_the_one_before_left(config, tmp_path):
     """A fresh run that waited for another must not overwrite it."""
     run = tmp_path / "run"
     before = contextlib.ExitStack()
-    before.enter_context(alone_in(run))
+    before.enter_context(exclusive_run_dir(run))
 
     def end():
         (run / "last").mkdir()
@@ -102,7 +102,7 @@ def test_two_processes_share_a_run_and_wait_together(tmp_path):
     write_pictures(tmp_path, 8)
     config = recipe(tmp_path, data={"batch_size": 4}, save_every=1)
     run = tmp_path / "run"
-    with alone_in(run):
+    with exclusive_run_dir(run):
         process = start(config, tmp_path)
         for line in process.stdout:
             if "waiting for the run" in line:

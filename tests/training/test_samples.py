@@ -14,7 +14,7 @@ from captioner.checkpoint import load_checkpoint
 from captioner.config import Config, LogConfig, OptimConfig, ValidationConfig
 from captioner.data.examples import Example
 from captioner.decoding.beam_search import beam_search
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.tokenizer import detokenize
 from captioner.training.samples import spread, write_samples
 
@@ -60,7 +60,7 @@ def test_strips_and_captions_of_fixed_photos(tmp_path, parts, examples):
         photo = Image.open(tmp_path / "photos" / line["image"])
         with torch.no_grad():
             memory = network.remember(preprocess(photo)[None])
-        ((best, *_),) = beam_search(network.decoder, memory, SearchOptions(beam=2, max_length=6))
+        ((best, *_),) = beam_search(network.decoder, memory, DecodingOptions(beam=2, max_length=6))
         words = vocabulary.decode(best.words)
         assert line["caption"] == detokenize(words)
         assert set(words) <= set(WORDS)

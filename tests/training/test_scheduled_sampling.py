@@ -28,7 +28,7 @@ def test_the_words_drawn_are_read_in_place_of_the_true_ones(monkeypatch, deep):
         return drawn[-1]
 
     monkeypatch.setattr(decoder, "_draw", record)
-    result = decoder(memory, captions, lengths, own_words=1.0)
+    result = decoder(memory, captions, lengths, sampling_prob=1.0)
     assert len(drawn) == 5
     assert not torch.equal(torch.stack(drawn, -1), captions[..., :5])
     state, logits = decoder.start(memory, 3), []
@@ -48,7 +48,7 @@ def test_as_many_words_are_exchanged_as_asked_for(monkeypatch, rate):
     captions, lengths = captions.repeat(1, rows, 1), lengths.repeat(1, rows)
     captions[..., 1] = WORD + 1
     monkeypatch.setattr(decoder, "_draw", lambda hidden, *_: torch.full(hidden.shape[:-1], WORD))
-    second = decoder(memory, captions, lengths, own_words=rate).logits.view(rows, 2, -1)[:, 1]
+    second = decoder(memory, captions, lengths, sampling_prob=rate).logits.view(rows, 2, -1)[:, 1]
     captions[..., 1] = WORD
     own = decoder(memory, captions, lengths).logits.view(rows, 2, -1)[:, 1]
     same = torch.isclose(second, own, atol=1e-5).all(-1)
@@ -75,8 +75,8 @@ class Stub(torch.nn.Module):
         super().__init__()
         self.rates = []
 
-    def forward(self, pictures, captions, lengths, own_words):
-        self.rates.append(own_words)
+    def forward(self, pictures, captions, lengths, sampling_prob):
+        self.rates.append(sampling_prob)
 
 
 def test_the_rate_rises_linearly_to_the_last_step():

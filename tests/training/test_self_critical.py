@@ -11,12 +11,12 @@ from helpers.trainings import recipe
 
 from captioner.config import LossConfig
 from captioner.data.dataset import CaptionBatch
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.sampling import photo_key, sample
 from captioner.errors import ConfigError
 from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.tokenizer import Vocabulary
-from captioner.training.losses import Share
+from captioner.training.losses import BatchCounts
 from captioner.training.self_critical import (
     SelfCritical,
     advantages,
@@ -89,7 +89,7 @@ class Stub(torch.nn.Module):
         super().__init__()
         self.decoder = decoder
         self.encoder = torch.nn.Module()
-        self.encoder.join = lambda stages: make_grid(3)._replace(features=stages[0])
+        self.encoder.forward_neck = lambda stages: make_grid(3)._replace(features=stages[0])
 
 
 def make_batch(count=3):
@@ -104,13 +104,13 @@ def test_the_loss_is_reinforce(frequency):
     config = LossConfig(objective="self_critical", draws=4)
     objective = SelfCritical(Stub(decoder), None, config, 10, frequency, max_length=6)
     batch = make_batch()
-    share = Share(torch.tensor(0.0), torch.tensor(12.0))
-    losses = objective(batch, share, step=3)
+    counts = BatchCounts(torch.tensor(0.0), torch.tensor(12.0))
+    losses = objective(batch, counts, step=3)
     assert decoder.training
 
     decoder.eval()
     memory = decoder.remember(make_grid(3))
-    options = SearchOptions(sample=True, num_captions=4, max_length=6, seed=3)
+    options = DecodingOptions(sample=True, num_captions=4, max_length=6, seed=3)
     found = sample(decoder, memory, options, [photo_key(str(i).encode()) for i in range(3)])
     drawn = [[sentence_ids(one) for one in photo] for photo in found]
     rewards, better = advantages(drawn, None, reference_ids(batch), frequency)
@@ -140,7 +140,7 @@ def test_sentences_are_drawn_without_dropout(frequency):
         decoder = make_decoder(9, dropout=dropout).train()
         config = LossConfig(objective="self_critical", draws=4)
         objective = SelfCritical(Stub(decoder), None, config, 10, frequency, max_length=6)
-        losses = objective(make_batch(), Share(torch.tensor(0.0), torch.tensor(12.0)), step=3)
+        losses = objective(make_batch(), BatchCounts(torch.tensor(0.0), torch.tensor(12.0)), step=3)
         rewards.append(losses.parts["reward"].item())
     assert rewards[0] == rewards[1] > 0
 
@@ -149,12 +149,12 @@ def test_words_are_counted_over_all_processes(frequency, monkeypatch):
     """The maps' entropy is a mean over words; how many were drawn elsewhere, each has to hear."""
     config = LossConfig(objective="self_critical", draws=4)
     objective = SelfCritical(Stub(make_decoder(9)), None, config, 10, frequency, max_length=6)
-    share = Share(torch.tensor(0.0), torch.tensor(12.0))
-    alone = objective(make_batch(), share, step=3).parts["attention_entropy"]
+    counts = BatchCounts(torch.tensor(0.0), torch.tensor(12.0))
+    alone = objective(make_batch(), counts, step=3).parts["attention_entropy"]
     more = torch.tensor([2.0, 1.0])  # as many sentences, twice as long
     monkeypatch.setattr("captioner.training.self_critical.sum_over_ranks", lambda sums: more * sums)
     torch.testing.assert_close(
-        objective(make_batch(), share, step=3).parts["attention_entropy"], alone / 2
+        objective(make_batch(), counts, step=3).parts["attention_entropy"], alone / 2
     )
 
 
@@ -163,10 +163,10 @@ def test_a_step_makes_better_sentences_likelier(frequency):
     config = LossConfig(objective="self_critical", draws=8)
     objective = SelfCritical(Stub(decoder), None, config, 10, frequency, max_length=6).train()
     optimizer = torch.optim.Adam(decoder.parameters(), lr=0.03)
-    share = Share(torch.tensor(0.0), torch.tensor(24.0))
+    counts = BatchCounts(torch.tensor(0.0), torch.tensor(24.0))
     rewards = []
     for step in range(40):
-        losses = objective(make_batch(), share, step)
+        losses = objective(make_batch(), counts, step)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
@@ -179,12 +179,12 @@ def test_other_photos_of_the_batch_change_nothing(frequency):
     decoder = make_decoder(9)
     config = LossConfig(objective="self_critical", draws=3)
     objective = SelfCritical(Stub(decoder), None, config, 10, frequency, max_length=6)
-    share = Share(torch.tensor(0.0), torch.tensor(9.0))
-    whole = objective(make_batch(3), share, step=5)
-    parts = [objective(piece, share, step=5) for piece in make_batch(3).split(2)]
+    counts = BatchCounts(torch.tensor(0.0), torch.tensor(9.0))
+    whole = objective(make_batch(3), counts, step=5)
+    parts = [objective(piece, counts, step=5) for piece in make_batch(3).split(2)]
     total = sum(part.total for part in parts)
     torch.testing.assert_close(total, whole.total)
-    again = objective(make_batch(3), share, step=6)
+    again = objective(make_batch(3), counts, step=6)
     assert not torch.equal(again.parts["reward"], whole.parts["reward"])
 
 

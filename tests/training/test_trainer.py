@@ -14,7 +14,7 @@ from captioner.checkpoint import load_checkpoint, load_weights, read_header
 from captioner.config import Config, load_config, to_dict
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.greedy import greedy_search
-from captioner.decoding.options import SearchOptions
+from captioner.decoding.options import DecodingOptions
 from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.tokenizer import tokenize
 from captioner.training.trainer import Trainer
@@ -59,7 +59,7 @@ def test_overfits_to_the_exact_captions(tmp_path, count, stages, batch_size, epo
     expected = [tokenize(sentences(*scene)[0]) for scene in scenes(count)]
     greedy = greedy_search(model.decoder, memory)
     assert [header.vocabulary.decode(found.words) for found in greedy] == expected
-    beam = beam_search(model.decoder, memory, SearchOptions(beam=3))
+    beam = beam_search(model.decoder, memory, DecodingOptions(beam=3))
     assert [header.vocabulary.decode(found[0].words) for found in beam] == expected
     assert all(found[0].finished for found in beam)
 
