@@ -1,0 +1,1 @@
+"""What computes the network for a search: PyTorch, or ONNX Runtime without PyTorch."""
