@@ -1,4 +1,4 @@
-"""What all tests share: two threads, the data folder, a tiny model."""
+"""Set up what all tests share: threads, markers, the data folder, a tiny model."""
 
 import logging
 import os
@@ -11,9 +11,16 @@ from helpers.tiny_files import make_photos, save_model
 
 from captioner.models.caption_model import CaptionModel
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 pytest_plugins = ["helpers.browser"]
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what needs the real data sets, so that `-m "not needs_data"` leaves it out."""
+    for item in items:
+        if "shared_data" in item.fixturenames:
+            item.add_marker("needs_data")
 
 
 @pytest.fixture(scope="session")
