@@ -1,5 +1,7 @@
 """Configuration: frozen dataclasses, read from YAML and overridden by ``section.key=value``.
 
+In keys that name files and folders, ``~`` and ``$VARIABLE`` are expanded.
+
 Every key is a field below, with its default and its unit; a key that is not here is an error that
 names the nearest one. The same classes travel in the checkpoint's header, so a model is always
 rebuilt from exactly the configuration that trained it.
@@ -9,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -272,6 +276,9 @@ _RANGES: dict[str, tuple[float, float]] = {
 """Smallest and largest value of a key, by its last name."""
 
 
+_PATH_KEYS = {"out", "init", "root", "cache", "embeddings", "captions", "images"}
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Turn a configuration into plain dicts, lists and scalars, ready for YAML or JSON."""
 
@@ -306,6 +313,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             raise ConfigError(f"unknown key {_join(where, key)!r}; {hint}")
     made = {k: _convert(hints[k], v, _join(where, k)) for k, v in values.items()}
     for key, value in made.items():
+        if key in _PATH_KEYS and isinstance(value, str):
+            made[key] = _expand_path(value, _join(where, key))
         _check_range(key, value, _join(where, key))
     try:
         return cls(**made)
@@ -314,7 +323,9 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML recipe and apply ``section.key=value`` overrides (values are YAML too).
+    """Read a YAML recipe and apply ``section.key=value`` overrides.
+
+    The key's type decides how an override is read: text stays as it is, all else is YAML.
 
     Raises:
         ConfigError: The file is missing or not YAML, or a key or value is wrong.
@@ -343,10 +354,58 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
                 raise ConfigError(f"override {override!r}: {parent!r} is not a section")
             node = child
         try:
-            node[last] = yaml.safe_load(text)
+            node[last] = _override_value(_key_type(key), text)
         except (yaml.YAMLError, ValueError):
             raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
     return from_dict(Config, values)
+
+
+def _key_type(key: str) -> Any:
+    """Return the type of a dotted key of `Config`; None if there is no such key."""
+    hint: Any = Config
+    for name in key.split("."):
+        if typing.get_origin(hint) is tuple:
+            (hint, *_) = typing.get_args(hint)
+        hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
+    return hint
+
+
+def _override_value(hint: Any, text: str) -> Any:
+    """Read the text of an override as a plain value of its key's type.
+
+    Raises:
+        yaml.YAMLError: The key does not hold text, and the value is not YAML.
+    """
+    import yaml
+
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        if text in ("", "~", "null", "Null", "NULL"):
+            return None
+        (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
+    if hint is str or (typing.get_origin(hint) is Literal and text in typing.get_args(hint)):
+        return text  # YAML would cut "runs/exp #3" at the comment and read 001 as a number
+    *_, last, _end = yaml.scan(text)
+    if last.end_mark.index < len(text.rstrip()):  # YAML would ignore a comment
+        return text
+    return yaml.safe_load(text)
+
+
+def _expand_path(path: str, where: str) -> str:
+    """Replace a leading `~` and environment variables in a path.
+
+    Raises:
+        ConfigError: There is no such variable or home directory.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    unset = re.search(r"\$(\w+|\{\w+\})", expanded)
+    if unset and unset[0] in path:
+        raise ConfigError(f"{where}={path}: the environment variable {unset[0]} is not set")
+    if expanded.startswith("~"):
+        raise ConfigError(
+            f"{where}={path}: {path.split('/')[0]} is no home directory; write ./{path} for a "
+            "folder of that name"
+        )
+    return expanded
 
 
 def _join(where: str, key: object) -> str:
