@@ -124,10 +124,8 @@ def test_an_optional_key_can_be_unset(tmp_path, text):
 def test_home_and_variables_are_expanded_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
     monkeypatch.setenv("DATA", "/data/$HOME")
-    path = write(
-        tmp_path,
-        "out: ~/run\ninit: $HOME/m\ndata: {root: '${HOME}/r', train: {captions: ~/a, images: $DATA}}",
-    )
+    data = "{root: '${HOME}/r', train: {captions: ~/a, images: $DATA}}"
+    path = write(tmp_path, f"out: ~/run\ninit: $HOME/m\ndata: {data}")
     config = load_config(path, ["data.cache=~/c", "data.embeddings=$HOME/e"])
     assert (config.out, config.init) == ("/home/ann/run", "/home/ann/m")
     assert config.data.root == "/home/ann/r"
