@@ -5,7 +5,7 @@
     python benchmarks/features.py --device cuda
 
 Reading: batches of random photos and views, as a shuffled training asks for them, by
-``FeatureCache.read_batch`` and photo by photo as in ``np.stack([cache.read(i) for i in batch])``;
+`FeatureCache.read_batch` at once and for one photo after the other;
 both give the same numbers, take turns, and are timed on pages that the system has in memory
 (``warm``) and on pages it was asked to drop (``cold``, the disk's speed). With ``--device cuda``
 also with the copy to the GPU.
@@ -65,8 +65,8 @@ def bench_reading(folder: Path, options: argparse.Namespace, device: torch.devic
     indices, views = rng.integers(0, len(cache), shape), rng.integers(0, 2, shape)
 
     def one_by_one(cache: FeatureCache, index: np.ndarray, view: np.ndarray) -> list[Tensor]:
-        items = [cache.read(int(i), int(v)) for i, v in zip(index, view, strict=True)]
-        return [torch.from_numpy(np.stack(stage)) for stage in zip(*items, strict=True)]
+        items = [cache.read_batch([i], [v]) for i, v in zip(index, view, strict=True)]
+        return [torch.cat(stage) for stage in zip(*items, strict=True)]
 
     def to_gpu(cache: FeatureCache, index: np.ndarray, view: np.ndarray) -> list[Tensor]:
         return [stage.pin_memory().to(device) for stage in cache.read_batch(index, view)]

@@ -35,8 +35,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captioner.config import Config, load_config
+from captioner.data.annotations import Example
 from captioner.data.dataset import CaptionBatch, CaptionDataset, make_loader
-from captioner.data.examples import Example
 from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler
 from captioner.models.caption_model import CaptionModel

@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 
 from captioner import Captioner
-from captioner.data.annotations import read_captions
-from captioner.data.examples import Example
+from captioner.data.annotations import Example, read_captions
 from captioner.evaluation.attention import CategoryMasks
 from captioner.evaluation.evaluate import Evaluation, evaluate
 from captioner.evaluation.faithfulness_report import METHODS

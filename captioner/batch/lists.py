@@ -35,9 +35,9 @@ def read_text_list(path: str, image_root: str | None = None) -> Iterator[Item]:
 
 
 def read_json_lines(path: str, image_root: str | None = None) -> Iterator[Item]:
-    """One JSON object a line with ``image`` (or ``path``, ``file``, ``filename``) and maybe ``id``.
+    """One JSON object a line with `image` (or `path`, `file`, `filename`) and maybe `id`.
 
-    The command's own results and ``--errors`` files are such manifests.
+    The command's own results and `--errors` files are such manifests.
     """
     roots = roots_of(path, image_root)
     try:
@@ -56,7 +56,7 @@ def read_json_lines(path: str, image_root: str | None = None) -> Iterator[Item]:
 
 
 def read_csv(path: str, image_root: str | None = None) -> Iterator[Item]:
-    """A table with a column ``image``, ``path``, ``file`` or ``filename`` and maybe ``id``.
+    """A table with a column `image`, `path`, `file` or `filename` and maybe `id`.
 
     Columns are separated by commas, semicolons or tabs. Without a header the first column is taken.
     """
@@ -83,7 +83,7 @@ def read_csv(path: str, image_root: str | None = None) -> Iterator[Item]:
 
 
 def read_json(path: str, image_root: str | None = None) -> Iterator[Item]:
-    """COCO JSON or Karpathy JSON (the photos under ``images``), or a list of objects or names."""
+    """COCO JSON or Karpathy JSON (the photos under `images`), or a list of objects or names."""
     roots = roots_of(path, image_root)
     if image_root is None:
         roots = [os.path.join(os.path.dirname(path), "images"), *roots]
@@ -135,7 +135,7 @@ MANIFESTS: Mapping[str, Callable[[str, str | None], Iterator[Item]]] = {
 
 
 def item_of_record(record: Any, roots: Sequence[str], where: str) -> Item:
-    """An item from one entry of a manifest; ``where`` names the entry if it is wrong."""
+    """An item from one entry of a manifest; `where` names the entry if it is wrong."""
     if isinstance(record, str):
         record = {"image": record}
     if not isinstance(record, dict):

@@ -25,7 +25,7 @@ from captioner.utils.files import replacing
 
 if TYPE_CHECKING:
     from captioner.api import Caption
-    from captioner.data.examples import Example
+    from captioner.data.annotations import Example
 
 
 def evaluate_model(arguments: argparse.Namespace) -> int:

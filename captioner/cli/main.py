@@ -25,8 +25,8 @@ from captioner.cli.options import (
     add_evaluate_arguments,
     add_merge_arguments,
 )
+from captioner.cli.prepare import add_prepare_arguments
 from captioner.errors import CaptionerError, ConfigError
-from captioner.prepare.arguments import add_prepare_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""``captioner prepare``: a public data set, or captions of one's own, made ready for training."""
+"""`captioner prepare`: a public data set, or captions of one's own, made ready for training."""
 
 from __future__ import annotations
 
@@ -7,14 +7,54 @@ import json
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from captioner.errors import ConfigError, DataError
-from captioner.prepare.arguments import DATASETS
 from captioner.utils.files import replacing
 
+DATASETS = ("coco2014", "coco2017", "flickr8k", "flickr30k")
+OWN = ("csv", "folder")
 _SET_OPTIONS = ("root", "have", "url", "partial")
 _OWN_OPTIONS = ("source", "images", "out", "overwrite", "val", "test", "seed", "max_words", "json")
+
+
+def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `captioner prepare` takes."""
+    parser.usage = (
+        "captioner prepare {coco2014,coco2017,flickr8k,flickr30k} --root DIR [--from DIR] ...\n"
+        "       captioner prepare csv FILE [-o FILE] ...\n"
+        "       captioner prepare folder DIR [-o FILE] ..."
+    )
+    add = parser.add_argument
+    add("what", choices=(*DATASETS, *OWN), metavar="WHAT", help=f"{', '.join((*DATASETS, *OWN))}")
+    add("source", nargs="?", metavar="PATH", help="of csv: CSV or JSONL; of folder: the folder")
+    sets = parser.add_argument_group("public data sets")
+    sets.add_argument("--root", metavar="DIR", help="where the data set is to be")
+    sets.add_argument(
+        "--from", dest="have", metavar="DIR", help="use these files, download nothing"
+    )
+    sets.add_argument(
+        "--url",
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="another address of an archive, train2014=http://...; also CAPTIONER_URL_TRAIN2014",
+    )
+    sets.add_argument("--partial", action="store_true", help="take what is there if not complete")
+    own = parser.add_argument_group("your own captions")
+    own.add_argument("--images", metavar="DIR", help="folder of the photos (beside the file)")
+    own.add_argument(
+        "-o",
+        "--output",
+        dest="out",
+        metavar="FILE",
+        help="default: captions.jsonl beside the photos",
+    )
+    own.add_argument("--overwrite", action="store_true", help="replace an output")
+    own.add_argument("--val", type=float, metavar="SHARE", help="of the photos, to validate (0.1)")
+    own.add_argument("--test", type=float, metavar="SHARE", help="of the photos, to test (0)")
+    own.add_argument("--seed", type=int, metavar="N", help="of the split (0)")
+    own.add_argument("--max-words", type=int, metavar="N", help="report longer captions (30)")
+    own.add_argument("--json", metavar="FILE", help="write the whole report here")
+    add("-q", "--quiet", action="store_true", help="no progress bar")
 
 
 def prepare(arguments: argparse.Namespace) -> int:
@@ -76,8 +116,9 @@ def _public(arguments: argparse.Namespace, bars: bool) -> int:
 
 
 def _own(arguments: argparse.Namespace, bars: bool) -> int:
-    from captioner.prepare.custom import check_and_split
-    from captioner.prepare.report import Report
+    from tqdm import tqdm
+
+    from captioner.prepare.custom import Report, check_and_split
     from captioner.prepare.rows import read_folder, read_rows
     from captioner.prepare.write import write_captions
 

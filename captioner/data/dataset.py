@@ -31,12 +31,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from captioner.data.augment import Augmentation
-from captioner.data.examples import Example
+from captioner.data.annotations import Example
 from captioner.data.features import FeatureCache
 from captioner.data.sampler import Key, LengthAwareSampler
 from captioner.errors import DataError, ImageError
 from captioner.image.io import Preprocess, open_image
+from captioner.image.transforms import Augmentation
 from captioner.tokenizer import Vocabulary, tokenize
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class CaptionBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def split(self, parts: int) -> list[CaptionBatch]:
-        """The batch in up to ``parts`` parts of equal size, dealt out like cards."""
+        """The batch in up to `parts` parts of equal size, dealt out like cards."""
         parts = min(parts, len(self.indices))
         return [self._map(itemgetter(slice(part, None, parts))) for part in range(parts)]
 
@@ -100,11 +100,6 @@ class CaptionItem:
     captions: list[np.ndarray]
     captions_per_image: int
     index: int
-
-    @property
-    def features(self) -> list[np.ndarray] | None:
-        """The stages of this photo alone."""
-        return None if self.cache is None else self.cache.read(self.index, self.view)
 
 
 class CaptionDataset(Dataset[CaptionItem]):

@@ -195,29 +195,6 @@ class FeatureCache:
         """Size on disk in bytes."""
         return self._meta.nbytes
 
-    def read(self, index: int, view: int = 0) -> list[np.ndarray]:
-        """The features of one photo: an array (C, H, W) per stage, copied from the disk.
-
-        They are fp16, or fp32 from a bf16 cache, for NumPy has no bf16.
-
-        Args:
-            index: Place of the photo in the list of paths that the cache was built from.
-            view: 0 the photo as it is; `view` tells the others.
-
-        Raises:
-            IndexError: No such photo or view.
-        """
-        if not (0 <= index < len(self) and 0 <= view < self.views):
-            raise IndexError(f"photo {index}, view {view} of {len(self)}, {self.views}")
-        row = view * len(self) + index
-        stages = [
-            np.array(stage[row]).reshape(shape)
-            for stage, shape in zip(self._maps(), self._meta.shapes, strict=True)
-        ]
-        if self._meta.dtype == "bf16":
-            return [torch.from_numpy(bits).view(self.dtype).float().numpy() for bits in stages]
-        return stages
-
     def read_batch(
         self, indices: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray | int = 0
     ) -> list[Tensor]:

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.data.augment import Augmentation
 from captioner.data.feature_cache import (
     META,
     CacheDtype,
@@ -39,6 +38,7 @@ from captioner.data.feature_cache import (
 )
 from captioner.errors import DataError, ImageError
 from captioner.image.io import Preprocess, open_image
+from captioner.image.transforms import Augmentation
 from captioner.utils.locks import lock
 from captioner.utils.parallel import map_ahead
 

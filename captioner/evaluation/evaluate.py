@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captioner.data.examples import Example
+from captioner.data.annotations import Example
 from captioner.errors import DataError
 from captioner.evaluation.attention import AttentionReport, CategoryMasks
 from captioner.evaluation.caption_metrics import CaptionQuality, measure_quality

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from captioner.data.examples import Example
+from captioner.data.annotations import Example
 from captioner.evaluation.attention import AttentionMeasure, AttentionReport, CategoryMasks
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from captioner.utils.files import replacing
 
 if TYPE_CHECKING:
     from captioner.api import Caption
-    from captioner.data.examples import Example
+    from captioner.data.annotations import Example
     from captioner.evaluation.evaluate import Evaluation
 
 logger = logging.getLogger(__name__)

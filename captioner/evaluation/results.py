@@ -1,9 +1,9 @@
 """Captions that exist already, in files of results: read, matched to references, scored.
 
 Three kinds of file are told apart by their content: COCO results JSON
-(``[{"image_id", "caption"}]``), JSONL as ``captioner caption -o captions.jsonl`` writes it, and CSV
-with a header. A row names its photo by id (``image_id``, ``id``) or by file name (``image``,
-``path``, ``file``, ...).
+(`[{"image_id", "caption"}]`), JSONL as `captioner caption -o captions.jsonl` writes it, and CSV
+with a header. A row names its photo by id (`image_id`, `id`) or by file name (`image`,
+`path`, `file`, ...).
 
 What does not fit is reported, never passed over:
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captioner.data.examples import Example, read_text
+from captioner.data.annotations import Example, read_text
 from captioner.errors import DataError
 from captioner.evaluation.caption_metrics import CaptionQuality, measure_quality
 
@@ -124,8 +124,8 @@ def score_results(
     Args:
         path: The file.
         examples: Photos with their references; the photos themselves need not exist
-            (:func:`~captioner.data.annotations.read_captions` with ``missing="ignore"``).
-        **options: ``objects``, ``training`` and ``official`` of
+            (:func:`~captioner.data.annotations.read_captions` with `missing="ignore"`).
+        **options: `objects`, `training` and `official` of
             :func:`~.quality.measure_quality`.
 
     Raises:
@@ -167,7 +167,7 @@ def match_results(
 
     A file name fits if it is that of one photo, folders apart. Ids fit as text: 7 is "7". If the
     references name no files, the number that a file name ends in is taken as the id, as in
-    ``COCO_val2014_000000000042.jpg``.
+    `COCO_val2014_000000000042.jpg`.
 
     Args:
         rows: The captions.

@@ -22,14 +22,13 @@ from PIL import Image
 
 from captioner.errors import ImageError
 from captioner.image.pixels import grey_16_to_8_bits, upright_rgb
-from captioner.image.transforms import Preprocess, cell_box, grid_to_image
+from captioner.image.transforms import Preprocess, grid_to_image
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "ImageSource",
     "Preprocess",
-    "cell_box",
     "grid_to_image",
     "open_image",
 ]

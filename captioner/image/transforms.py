@@ -1,8 +1,8 @@
 """Shape a picture for an encoder, and map the encoder's grid cells back onto the picture.
 
 The whole picture is resized, uncropped, to the encoder's square. Nothing is cut off, so the model
-sees all of it, and row r, column c of an (H, W) feature grid covers a plain fraction of the photo:
-`cell_box` and `grid_to_image` are the exact inverse.
+sees all of it, and row r, column c of an (H, W) feature grid covers a plain fraction of the image:
+`grid_to_image` is the exact inverse.
 
 Shapes: B batch, S side of the encoder's square, H x W feature grid.
 """
@@ -22,6 +22,10 @@ from captioner.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+_AREA = (0.6, 1.0)  # of a crop, as a share of the photo
+_RATIO = (0.8, 1.25)  # width to height, beside the photo's own
+_JITTER = 0.2  # brightness, contrast and saturation change by up to this share
+_TRIES = 10
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -128,31 +132,57 @@ def _three_numbers(key: str, values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def cell_box(
-    row: int, col: int, grid: tuple[int, int], image_size: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """The pixels (left, top, right, bottom) that belong to one grid cell.
+class Augmentation:
+    """Random resized crop (Szegedy et al. 2015) and colour jitter; mirroring is the dataset's.
 
-    A pixel belongs to the cell in which its centre lies, so the boxes of all cells tile the
-    picture. Boxes are empty where the grid is finer than the picture.
+    Hue stays: captions name colours.
 
     Args:
-        row: Row of the cell, from the top.
-        col: Column of the cell, from the left.
-        grid: (H, W) of the feature grid.
-        image_size: (width, height) of the picture.
+        preprocess: Of the encoder: its size and interpolation.
     """
-    (height_cells, width_cells), (width, height) = grid, image_size
 
-    def edge(index: int, pixels: int, cells: int) -> int:
-        return -((cells - 2 * index * pixels) // (2 * cells))  # ceil(index * pixels / cells - 1/2)
+    version = 1
+    """Grows when the pictures change that a seed gives: caches of their features are then old."""
 
-    return (
-        edge(col, width, width_cells),
-        edge(row, height, height_cells),
-        edge(col + 1, width, width_cells),
-        edge(row + 1, height, height_cells),
-    )
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
+
+    @property
+    def shrink_to(self) -> int:
+        """Side to which a large photo may be shrunk while it is read: a crop is enlarged again."""
+        return self.preprocess.size * 3 // 2
+
+    def __call__(self, image: Image.Image, generator: np.random.Generator) -> np.ndarray:
+        """A photo, augmented: (S, S, 3) uint8."""
+        from torchvision.transforms import InterpolationMode  # slow to import
+        from torchvision.transforms.v2 import functional
+
+        left, top, width, height = draw_crop(*image.size, generator)
+        size = self.preprocess.size
+        mode = InterpolationMode(self.preprocess.interpolation)
+        image = functional.resized_crop(image, top, left, height, width, [size, size], mode)
+        changes = [
+            functional.adjust_brightness,
+            functional.adjust_contrast,
+            functional.adjust_saturation,
+        ]
+        for number in generator.permutation(len(changes)):
+            image = changes[number](image, generator.uniform(1 - _JITTER, 1 + _JITTER))
+        return np.array(image)
+
+
+def draw_crop(width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a crop, in pixels; the whole photo if none fits."""
+    for _ in range(_TRIES):
+        area = width * height * generator.uniform(*_AREA)
+        # The photo will be squashed into a square: a crop of the photo's own shape is ratio 1.
+        ratio = width / height * math.exp(generator.uniform(*np.log(_RATIO)))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            left = int(generator.integers(width - across + 1))
+            top = int(generator.integers(height - down + 1))
+            return left, top, across, down
+    return 0, 0, width, height
 
 
 def grid_to_image(
@@ -166,8 +196,8 @@ def grid_to_image(
     Args:
         grid: (H, W) values.
         size: (width, height) of the photo.
-        interpolation: "nearest" fills exactly the `cell_box` of each cell; "bilinear" and "bicubic"
-            are smooth.
+        interpolation: "nearest" gives each pixel the value of the cell in which its centre lies;
+            "bilinear" and "bicubic" are smooth.
 
     Returns:
         (height, width) float32.

@@ -1,7 +1,6 @@
-"""Captioned photos made ready for training: public data sets, and captions of one's own.
+"""Prepare captioned images for training: public data sets, and captions of one's own.
 
-`command.prepare` is ``captioner prepare``. Public sets: `datasets` says what there is to get,
-`fetch` gets it (`download`, `unpack`), `coco` and `flickr` turn it into caption files with splits;
-Karpathy's split of COCO is part of the package (`karpathy`). Own captions: `rows` reads them, `own`
-checks and splits them, `duplicates` finds photos that are the same, `report` tells what was found.
+Public sets: `registry` lists the archives, `download` and `fetch` get and unpack them, `coco` and
+`flickr` read their captions and splits. Own captions: `custom` checks and splits them,
+`near_duplicates` finds images that are the same. `write` writes the caption file.
 """

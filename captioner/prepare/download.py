@@ -1,6 +1,6 @@
 """Download one file over HTTP: resumed after a break, checked at the end, whole or not at all.
 
-Bytes go to ``NAME.part``, which survives an interruption of any kind; ``NAME.part.tag`` remembers
+Bytes go to `NAME.part`, which survives an interruption of any kind; `NAME.part.tag` remembers
 whose bytes they are (address, and ETag or date), so that two versions of a file are never mixed.
 """
 
@@ -57,7 +57,7 @@ def download(
         url: An http or https address; redirects are followed.
         target: The file to make.
         size: Bytes it must have, if known.
-        digest: ``md5:`` or ``sha256:`` checksum that it must have, if known.
+        digest: `md5:` or `sha256:` checksum that it must have, if known.
         progress: Told how far it is.
         stop: Set it to end the download; what is there is kept.
         attempts: In a row without a single new byte, before giving up.
@@ -107,7 +107,7 @@ def verify(
     Args:
         path: The file.
         size: Its bytes, if known.
-        digest: ``md5:`` or ``sha256:`` checksum, if known.
+        digest: `md5:` or `sha256:` checksum, if known.
         progress: Told how far the checksum is.
         stop: Set it to end the check.
         remove: Delete a file that is wrong: no resuming could mend it.
@@ -247,6 +247,6 @@ def _length(path: Path) -> int:
 
 
 def _total_of(content_range: str | None) -> int | None:
-    """The whole size in ``bytes 5-9/10`` or ``bytes */10``."""
+    """The whole size in `bytes 5-9/10` or `bytes */10`."""
     match = re.search(r"/(\d+)\s*$", content_range or "")
     return int(match[1]) if match else None

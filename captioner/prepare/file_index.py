@@ -49,7 +49,7 @@ class FileIndex:
         """The path of the first of several names that is there.
 
         Args:
-            names: File names; folders before the name (``val2014/a.jpg``) are preferred where
+            names: File names; folders before the name (`val2014/a.jpg`) are preferred where
                 several files have it, and otherwise do not matter.
         """
         for name in names:
@@ -60,7 +60,7 @@ class FileIndex:
         return None
 
     def match(self, pattern: str) -> list[str]:
-        """Sorted paths that end in a pattern such as ``train2014/*.jpg``."""
+        """Sorted paths that end in a pattern such as `train2014/*.jpg`."""
         whole = re.compile(fnmatch.translate("*/" + pattern))
         last = re.compile(fnmatch.translate(pattern.rpartition("/")[2]))
         return sorted(

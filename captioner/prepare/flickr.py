@@ -1,9 +1,9 @@
 """Flickr8k and Flickr30k, from any of the forms in which they go round.
 
-Captions: Karpathy's ``dataset_flickr8k.json``, the token files (``Flickr8k.token.txt``,
-``results_20130124.token``: ``photo.jpg#0 <tab> caption``) or the tables of Kaggle
-(``captions.txt``, ``results.csv``). Splits: Karpathy's file, ``Flickr_8k.trainImages.txt`` and its
-like, or the lists of Flickr30k Entities (``train.txt``, ``val.txt``, ``test.txt``: photo numbers).
+Captions: Karpathy's `dataset_flickr8k.json`, the token files (`Flickr8k.token.txt`,
+`results_20130124.token`: `photo.jpg#0 <tab> caption`) or the tables of Kaggle
+(`captions.txt`, `results.csv`). Splits: Karpathy's file, `Flickr_8k.trainImages.txt` and its
+like, or the lists of Flickr30k Entities (`train.txt`, `val.txt`, `test.txt`: photo numbers).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from captioner.data.annotations import read_captions
-from captioner.data.examples import Example, read_text
+from captioner.data.annotations import Example, read_captions, read_text
 from captioner.errors import DataError
 from captioner.prepare.file_index import FileIndex, some
 from captioner.prepare.registry import ARCHIVES, KARPATHY
@@ -49,7 +48,7 @@ def flickr_versions(name: str, index: FileIndex) -> list[Version]:
     """Read the captions and splits of Flickr8k or Flickr30k.
 
     Args:
-        name: ``flickr8k`` or ``flickr30k``.
+        name: `flickr8k` or `flickr30k`.
         index: Where the files are.
 
     Raises:

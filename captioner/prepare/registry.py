@@ -27,8 +27,8 @@ class Archive:
         name: File name.
         url: Where it lies.
         size: Bytes, if known exactly.
-        digest: ``md5:`` or ``sha256:`` and the hexadecimal checksum, if known.
-        pattern: Files that it unpacks to, ``folder/*.jpg``, and
+        digest: `md5:` or `sha256:` and the hexadecimal checksum, if known.
+        pattern: Files that it unpacks to, `folder/*.jpg`, and
         count: how many of them there are: that many on disk, and it is unpacked.
         into: Folder under the root to unpack into.
     """
@@ -43,7 +43,7 @@ class Archive:
 
     @property
     def key(self) -> str:
-        """What ``--url`` calls it: the name without its ending."""
+        """What `--url` calls it: the name without its ending."""
         return Path(self.name).stem
 
     @property
@@ -155,11 +155,11 @@ PHOTOS_ON_REQUEST = (
 
 
 def addresses(archives: Iterable[Archive], given: Iterable[str] = ()) -> dict[str, str]:
-    """Where to get each archive: ``--url``, else the environment, else the original place.
+    """Where to get each archive: `--url`, else the environment, else the original place.
 
     Args:
         archives: Those of the data set.
-        given: ``NAME=URL`` with the archive's name, its ending left out or not.
+        given: `NAME=URL` with the archive's name, its ending left out or not.
 
     Returns:
         Archive name -> URL.

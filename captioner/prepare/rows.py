@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner.data.annotations import read_captions
-from captioner.data.examples import read_text
+from captioner.data.annotations import read_captions, read_text
 from captioner.errors import DataError
 from captioner.image.io import IMAGE_SUFFIXES
 
@@ -33,7 +32,7 @@ class Row:
         image: The photo's name as written.
         captions: Its captions as written, empty ones included.
         split: Its split, if the line names one.
-        place: ``file:line``, for messages.
+        place: `file:line`, for messages.
     """
 
     image: str
@@ -45,10 +44,10 @@ class Row:
 def read_rows(path: Path) -> Iterator[Row]:
     """Read a file of captions.
 
-    ``.jsonl``: an object a line with ``image`` and ``captions`` (or ``caption``), maybe ``split``.
-    ``.json``: COCO or Karpathy JSON. Anything else is a table with a header, separated by commas,
+    `.jsonl`: an object a line with `image` and `captions` (or `caption`), maybe `split`.
+    `.json`: COCO or Karpathy JSON. Anything else is a table with a header, separated by commas,
     semicolons, tabs or bars, with a column for the photo and one or more for captions, a photo on
-    one line or several; or a token file, ``photo.jpg#0 <tab> caption``.
+    one line or several; or a token file, `photo.jpg#0 <tab> caption`.
 
     Args:
         path: The file.
@@ -74,7 +73,7 @@ def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
     """Photos of a folder and its subfolders, with the captions in text files of the same name.
 
     Args:
-        folder: ``dog.jpg`` is captioned by ``dog.txt``, a caption a line.
+        folder: `dog.jpg` is captioned by `dog.txt`, a caption a line.
 
     Returns:
         A row for each photo, its captions empty where there is no text file, in the order of the

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.data.examples import Example
+from captioner.data.annotations import Example
 from captioner.errors import DataError
 from captioner.prepare.file_index import FileIndex, relative_to, some
 from captioner.utils.files import replacing
@@ -22,7 +22,7 @@ class Version:
     """One way to split a data set: a caption file to write.
 
     Attributes:
-        name: ``karpathy``, ``official``, ...: the file is ``captions_NAME.jsonl``.
+        name: `karpathy`, `official`, ...: the file is `captions_NAME.jsonl`.
         examples: Photos with captions and splits; `image` is a file name, yet to be found.
         expected: Photos in each split of the complete set.
     """
@@ -55,7 +55,7 @@ class Written:
 def write_versions(
     versions: Iterable[Version], index: FileIndex, root: Path, *, partial: bool = False
 ) -> list[Written]:
-    """Find the photos and write ``captions_NAME.jsonl`` into `root` for each version.
+    """Find the photos and write `captions_NAME.jsonl` into `root` for each version.
 
     Args:
         versions: What to write.

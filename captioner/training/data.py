@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from captioner.config import Config, DataConfig, SourceConfig
-from captioner.data.annotations import read_captions
+from captioner.data.annotations import Example, read_captions
 from captioner.data.dataset import CaptionDataset
-from captioner.data.examples import Example
 from captioner.data.features import FeatureCache, build_features
 from captioner.errors import ConfigError
 from captioner.image.io import open_image

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from captioner.config import Config
-from captioner.data.examples import Example
+from captioner.data.annotations import Example
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.options import DecodingOptions
 from captioner.errors import CaptionerError

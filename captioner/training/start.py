@@ -11,7 +11,7 @@ import yaml
 
 from captioner.checkpoint import Header, load_checkpoint
 from captioner.config import Config, load_config, to_dict
-from captioner.data.examples import Example
+from captioner.data.annotations import Example
 from captioner.errors import CheckpointError, ConfigError
 from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel

@@ -5,9 +5,7 @@ import logging
 
 import pytest
 
-from captioner.data.annotations import read_captions
-from captioner.data.coco import read_coco
-from captioner.data.examples import Example
+from captioner.data.annotations import Example, read_captions, read_coco
 from captioner.errors import DataError
 
 CAPTIONS = {

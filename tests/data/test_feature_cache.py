@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.features import read_one
 from PIL import Image
 from torch.nn import functional
 
@@ -68,7 +69,7 @@ def check_content(cache, paths):
         image = PREPROCESS(open_image(path))[None]
         for view in range(cache.views):
             expected = encoder(image.flip(-1) if view else image)
-            for got, stage in zip(cache.read(index, view), expected, strict=True):
+            for got, stage in zip(read_one(cache, index, view), expected, strict=True):
                 assert got.dtype == np.float16
                 np.testing.assert_array_equal(got, stage[0].half().numpy())
 
@@ -89,14 +90,14 @@ def test_the_mirrored_view_is_that_of_the_mirrored_photo(paths, tmp_path):
     cache = build(tmp_path / "cache", paths)
     mirrored = Image.open(paths[0]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     expected = Encoder()(PREPROCESS(mirrored)[None])
-    for got, stage in zip(cache.read(0, view=1), expected, strict=True):
+    for got, stage in zip(read_one(cache, 0, view=1), expected, strict=True):
         # Within one level of 8 bits (of std .2), since resizing rounds.
         np.testing.assert_allclose(got, stage[0].numpy(), atol=1.01 / 255 / 0.2)
 
 
 def test_what_is_read_is_a_copy(paths, tmp_path):
     cache = build(tmp_path / "cache", paths)
-    cache.read(0)[0][:] = 0
+    read_one(cache, 0)[0][:] = 0
     check_content(cache, paths)
 
 
@@ -176,7 +177,7 @@ def _build_slowly(root, paths, queue):
         return encoder(images)
 
     cache = build(root, paths, compute)
-    queue.put((encoder.photos, [stage.tolist() for stage in cache.read(COUNT - 1, 1)]))
+    queue.put((encoder.photos, [stage.tolist() for stage in read_one(cache, COUNT - 1, 1)]))
 
 
 @pytest.mark.skipif(
@@ -196,7 +197,7 @@ def test_of_several_processes_one_builds_and_the_others_wait(paths, tmp_path):
     (folder,) = (tmp_path / "cache").iterdir()
     cache = FeatureCache.open(folder)
     check_content(cache, paths)
-    expected = [stage.tolist() for stage in cache.read(COUNT - 1, 1)]
+    expected = [stage.tolist() for stage in read_one(cache, COUNT - 1, 1)]
     assert all(last == expected for _, last in results)
 
 
@@ -267,7 +268,7 @@ def test_caches_of_several_encoders_lie_side_by_side(paths, tmp_path):
     )
     assert all(len(path.name) == 16 for path in root.iterdir())
     check_content(one, paths)
-    np.testing.assert_array_equal(two.read(3)[1], 2 * one.read(3)[1])
+    np.testing.assert_array_equal(read_one(two, 3)[1], 2 * read_one(one, 3)[1])
 
 
 def test_bf16_keeps_what_fp16_cannot(paths, tmp_path, caplog):
@@ -280,7 +281,7 @@ def test_bf16_keeps_what_fp16_cannot(paths, tmp_path, caplog):
         assert got.dtype == torch.bfloat16
         assert torch.equal(got, stage.bfloat16())
         assert got.abs().max() > 1e5
-    for one, batch in zip(cache.read(3, 1), cache.read_batch([3], 1), strict=True):
+    for one, batch in zip(read_one(cache, 3, 1), cache.read_batch([3], 1), strict=True):
         assert one.dtype == np.float32  # NumPy has no bf16; nothing is lost
         np.testing.assert_array_equal(one, batch[0].float().numpy())
 
@@ -288,12 +289,12 @@ def test_bf16_keeps_what_fp16_cannot(paths, tmp_path, caplog):
 def test_batches_are_the_photos_one_by_one(paths, tmp_path):
     cache = build(tmp_path / "cache", paths)
     indices, views = [7, 0, 7, COUNT - 1], [1, 0, 0, 1]
-    expected = [cache.read(index, view) for index, view in zip(indices, views, strict=True)]
+    expected = [read_one(cache, index, view) for index, view in zip(indices, views, strict=True)]
     for stage, got in enumerate(cache.read_batch(indices, views)):
         assert got.is_contiguous()
         np.testing.assert_array_equal(got, np.stack([each[stage] for each in expected]))
         got[:] = 0  # a copy
-    for got, again in zip(cache.read_batch(np.array([7])), cache.read(7, 0), strict=True):
+    for got, again in zip(cache.read_batch(np.array([7])), read_one(cache, 7, 0), strict=True):
         np.testing.assert_array_equal(got[0], again)
         assert got.any()
     assert [len(stage) for stage in cache.read_batch([])] == [0, 0]
@@ -303,7 +304,7 @@ def test_batches_are_the_photos_one_by_one(paths, tmp_path):
 
 
 def _read_in_child(cache, queue):
-    queue.put([stage.tolist() for stage in cache.read(7, 1)])
+    queue.put([stage.tolist() for stage in read_one(cache, 7, 1)])
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -311,18 +312,18 @@ def test_reading_in_another_process(method, paths, tmp_path):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} on this system")
     cache = build(tmp_path / "cache", paths)
-    cache.read(0)
+    read_one(cache, 0)
     context = multiprocessing.get_context(method)
     queue = context.Queue()
     child = context.Process(target=_read_in_child, args=(cache, queue))
     child.start()
-    assert queue.get(timeout=60) == [stage.tolist() for stage in cache.read(7, 1)]
+    assert queue.get(timeout=60) == [stage.tolist() for stage in read_one(cache, 7, 1)]
     child.join()
 
 
 def test_pickle_carries_no_features(paths, tmp_path):
     cache = build(tmp_path / "cache", paths)
-    cache.read(0)
+    read_one(cache, 0)
     pickled = pickle.dumps(cache)
     assert len(pickled) < 1000 < cache.nbytes
     check_content(pickle.loads(pickled), paths)
@@ -332,7 +333,7 @@ def test_reading_outside_the_cache(paths, tmp_path):
     cache = build(tmp_path / "cache", paths, mirror=False)
     for index, view in [(COUNT, 0), (-1, 0), (0, 1), (0, -1)]:
         with pytest.raises(IndexError):
-            cache.read(index, view)
+            read_one(cache, index, view)
 
 
 def test_check_files(paths, tmp_path):
@@ -346,8 +347,8 @@ def test_check_files(paths, tmp_path):
 def test_large_features_are_clamped_and_broken_ones_refused(paths, tmp_path, caplog):
     cache = build(tmp_path / "cache", paths, Encoder(scale=1e6))
     assert "clamped" in caplog.text
-    assert np.isfinite(cache.read(0)[0]).all()
-    assert np.abs(cache.read(0)[0]).max() == 65504
+    assert np.isfinite(read_one(cache, 0)[0]).all()
+    assert np.abs(read_one(cache, 0)[0]).max() == 65504
     for scale in (float("nan"), float("inf")):
         with pytest.raises(DataError, match="not finite"):
             build(tmp_path / "cache", paths, Encoder(scale=scale), fingerprint=str(scale))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from captioner.cli import main as cli
-from captioner.data.examples import Example
+from captioner.data.annotations import Example
 from captioner.errors import DataError
 from captioner.evaluation.compare import compare_files
 from captioner.evaluation.results import score_results

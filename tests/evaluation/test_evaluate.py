@@ -10,8 +10,7 @@ from helpers.tiny import MODEL
 
 from captioner.api import Caption, Captioner
 from captioner.checkpoint import Header
-from captioner.data.annotations import read_captions
-from captioner.data.examples import Example
+from captioner.data.annotations import Example, read_captions
 from captioner.errors import DataError
 from captioner.evaluation.attention import CategoryMasks, measure_attention
 from captioner.evaluation.evaluate import evaluate

@@ -16,7 +16,7 @@ from PIL import Image
 
 from captioner.checkpoint import Header, save_checkpoint
 from captioner.cli import main as cli
-from captioner.data.examples import Example
+from captioner.data.annotations import Example
 from captioner.evaluation.caption_metrics import measure_quality
 from captioner.evaluation.plots import curves, histogram
 from captioner.evaluation.report import ReportPhoto, write_report

@@ -6,8 +6,7 @@ import math
 import pytest
 
 from captioner.cli import main as cli
-from captioner.data.annotations import read_captions
-from captioner.data.examples import Example
+from captioner.data.annotations import Example, read_captions
 from captioner.errors import DataError
 from captioner.evaluation.results import ResultRow, match_results, read_results, score_results
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from helpers.features import read_one
 from helpers.pictures import write_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,13 +15,13 @@ from PIL import Image
 from torch.nn import functional
 
 from captioner.config import Config, from_dict
-from captioner.data.augment import Augmentation, draw_crop
+from captioner.data.annotations import Example
 from captioner.data.dataset import CaptionDataset, collate
-from captioner.data.examples import Example
 from captioner.data.feature_cache import FeatureCache
 from captioner.data.features import build_features
 from captioner.errors import ConfigError, DataError
 from captioner.image.io import Preprocess, open_image
+from captioner.image.transforms import Augmentation, draw_crop
 from captioner.models.encoder import Encoder
 from captioner.tokenizer import Vocabulary, tokenize
 from captioner.training.data import build_datasets, read_examples
@@ -132,18 +133,20 @@ def test_the_cache_holds_the_photo_its_copies_and_their_mirror_images(mirror, pa
     for number, path in enumerate(paths):
         # The photo is to the bit what a cache without copies has, and what a model is shown later.
         shown = encode(PREPROCESS(open_image(path, shrink_to=16))[None])
-        for got, stage in zip(cache.read(number), shown, strict=True):
+        for got, stage in zip(read_one(cache, number), shown, strict=True):
             np.testing.assert_array_equal(got, stage[0].half().numpy())
         for flipped in (False, True)[: 1 + mirror]:
-            expected = plain.read(number, plain.view(0, flipped))
-            for got, of in zip(cache.read(number, cache.view(0, flipped)), expected, strict=True):
+            expected = read_one(plain, number, plain.view(0, flipped))
+            for got, of in zip(
+                read_one(cache, number, cache.view(0, flipped)), expected, strict=True
+            ):
                 np.testing.assert_array_equal(got, of)
         image = open_image(path, shrink_to=augment.shrink_to)
         for copy in (1, 2):
             picture = augment(image, np.random.default_rng([number, copy]))
             pixels = PREPROCESS.normalize(torch.from_numpy(picture)[None])
             for flipped in (False, True)[: 1 + mirror]:
-                got = cache.read(number, cache.view(copy, flipped))
+                got = read_one(cache, number, cache.view(copy, flipped))
                 expected = encode(pixels.flip(-1) if flipped else pixels)
                 for stage, of in zip(got, expected, strict=True):
                     np.testing.assert_array_equal(stage, of[0].half().numpy())
@@ -269,7 +272,7 @@ def test_items_and_batches_read_the_view_that_was_drawn(examples, vocabulary, co
         items = [data[(epoch, index)] for index in range(COUNT)]
         batch = collate(items)
         for row, index in enumerate(batch.indices.tolist()):
-            expected = copied.read(index, items[index].view)
+            expected = read_one(copied, index, items[index].view)
             for stage, of in zip(batch.features, expected, strict=True):
                 np.testing.assert_array_equal(stage[row], of)
             # The longest sentence says right, and left of a mirrored photo.

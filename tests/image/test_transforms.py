@@ -2,10 +2,11 @@ import json
 
 import numpy as np
 import pytest
+from helpers.cells import cell_box
 from PIL import Image
 
 from captioner.errors import ConfigError
-from captioner.image.io import Preprocess, cell_box, grid_to_image, open_image
+from captioner.image.io import Preprocess, grid_to_image, open_image
 
 
 def noise(width: int = 64, height: int = 48) -> Image.Image:

@@ -3,10 +3,11 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers.cells import cell_box
 from PIL import Image
 
 from captioner.errors import ConfigError
-from captioner.image.io import cell_box, open_image
+from captioner.image.io import open_image
 from captioner.image.visualize import STYLES, animate, heat_colours, overlay, word_strip
 
 GREY = 120

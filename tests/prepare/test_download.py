@@ -20,9 +20,8 @@ from captioner.errors import ConfigError, DataError
 from captioner.prepare import download as download_module
 from captioner.prepare import registry as datasets
 from captioner.prepare.download import Stopped, download
-from captioner.prepare.fetch import fetch
+from captioner.prepare.fetch import fetch, unpack
 from captioner.prepare.registry import ARCHIVES, Archive, addresses
-from captioner.prepare.unpack import unpack
 
 DATA = bytes(range(256)) * 40
 

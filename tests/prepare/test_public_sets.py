@@ -7,10 +7,9 @@ import pytest
 from captioner.cli import main as cli
 from captioner.data.annotations import read_captions
 from captioner.errors import DataError
-from captioner.prepare.coco import coco_versions
+from captioner.prepare.coco import coco_versions, karpathy_ids, karpathy_split
 from captioner.prepare.file_index import FileIndex
 from captioner.prepare.flickr import flickr_versions, read_token_file
-from captioner.prepare.karpathy import karpathy_ids, karpathy_split, pack_ids, unpack_ids
 from captioner.prepare.write import write_versions
 
 VAL, TEST, RESTVAL, TRAIN = 184613, 391895, 522418, 9  # COCO ids of each kind
@@ -32,11 +31,6 @@ def test_karpathys_ids_are_those_of_the_list(shared_data):
     for ids, name in zip(karpathy_ids(), ("val", "test"), strict=True):
         text = (shared_data / "coco" / f"karpathy_{name}_ids.txt").read_text("utf-8")
         assert ids == {int(line) for line in text.split()}
-
-
-def test_ids_survive_packing():
-    lists = [[0, 1, 127, 128, 100_000], [], [5], list(range(0, 3000, 7))]
-    assert unpack_ids(pack_ids(*lists)) == lists
 
 
 def coco_file(path, photos):

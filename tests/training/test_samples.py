@@ -12,7 +12,7 @@ from PIL import Image
 
 from captioner.checkpoint import load_checkpoint
 from captioner.config import Config, LogConfig, OptimConfig, ValidationConfig
-from captioner.data.examples import Example
+from captioner.data.annotations import Example
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.options import DecodingOptions
 from captioner.tokenizer import detokenize
