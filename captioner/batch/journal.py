@@ -1,8 +1,8 @@
 """A file that records are appended to durably, by one process at a time, and resumed after a crash.
 
-The file is locked while it is open; the lock dies with the process, so none is ever stale. Each
-record goes to the operating system as it is written, and to the disk every few seconds. A write
-that fails half-way is taken back, so the file holds whole records.
+A lock file beside it is held while it is open; the lock ends with the process, so none is ever
+stale. Each record goes to the operating system as it is written, and to the disk every few
+seconds. A write that fails half-way is taken back, so the file holds whole records.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 
 from captioner.batch.formats import Format, Kept
 from captioner.errors import CaptionerError
-from captioner.utils.locks import lock
+from captioner.utils.files import LockHeldError, exclusive_lock
 
 Mode = Literal["new", "resume", "overwrite"]
 """What to do with a file that is there: refuse, go on from it, or start again."""
@@ -43,19 +43,22 @@ class RowFile:
         self.rows = 0
         """Records written or kept."""
         created = not os.path.lexists(path)
+        self._lock = contextlib.ExitStack()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
             self._file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         except FileExistsError:  # from mkdir
             raise CaptionerError(f"cannot write {path}: {path.parent} is no folder") from None
         except OSError as error:
+            self._lock.close()
             raise CaptionerError(f"cannot write {path}: {error.strerror}") from None
         try:
-            self._lock()
             self._end = self._find_end(mode)
         except BaseException:
             self._file.close()
+            self._lock.close()
             raise
         self._resumed_at = self._end
         self._started = False
@@ -138,16 +141,17 @@ class RowFile:
                 self.path.unlink(missing_ok=True)
         finally:
             self._file.close()
+            self._lock.close()
 
-    def _lock(self) -> None:
-        """Take the file for this process alone."""
-        with contextlib.suppress(OSError):  # a file system without locks
-            if not lock(self._file):
-                raise CaptionerError(f"another captioner is writing to {self.path}")
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
-                return
-        raise CaptionerError(f"another captioner was writing to {self.path} just now: try again")
+    def _take_lock(self) -> None:
+        """Take the file for this process alone, by a lock file beside it."""
+        path = self.path.resolve()
+        try:
+            self._lock.enter_context(exclusive_lock(path.with_name(f".{path.name}.lock")))
+        except LockHeldError:
+            raise CaptionerError(f"another captioner is writing to {self.path}") from None
+        except OSError:  # a file system without locks
+            pass
 
     def _find_end(self, mode: Mode) -> int:
         """Where to go on: behind the last complete record, or at the start."""

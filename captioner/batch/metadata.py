@@ -14,11 +14,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from captioner.batch.atomic import write_atomically
 from captioner.batch.item import Item
 from captioner.batch.journal import Mode
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.image.io import IMAGE_SUFFIXES
+from captioner.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from captioner.api import Caption

@@ -33,6 +33,7 @@ from captioner.batch.runner import Summary
 from captioner.batch.sources import expand, holds_photos, open_sources
 from captioner.cli.options import run_settings, search_options
 from captioner.errors import CaptionerError, ConfigError
+from captioner.utils.device import torchrun_process
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,7 +105,7 @@ def _refuse(arguments: argparse.Namespace) -> None:
     for name, why in instead.items():
         if getattr(arguments, name, None):
             raise ConfigError(f"--{name.replace('_', '-')} does not go with --engine ray: {why}")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if torchrun_process().world_size > 1:
         raise ConfigError(
             "torchrun and --engine ray are two ways to use many processes: choose one"
         )

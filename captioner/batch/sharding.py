@@ -12,7 +12,6 @@ shards started one by one, such as the tasks of an array job, need never run at 
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from captioner.batch.runner import Summary
 from captioner.batch.sidecars import SidecarSink
 from captioner.batch.strips import StripFolder
 from captioner.errors import ConfigError
+from captioner.utils.device import torchrun_process
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -59,9 +59,10 @@ def find_shard(option: str | None) -> Shard | None:
     Raises:
         ConfigError: The option makes no sense, here or at all.
     """
-    count = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    process = torchrun_process()
+    count = process.world_size
     if option is None:
-        return Shard(int(os.environ["RANK"]), count, launched=True) if count > 1 else None
+        return Shard(process.rank, count, launched=True) if count > 1 else None
     if count > 1:
         raise ConfigError("torchrun deals out the shards itself: leave --shard out")
     parts = re.fullmatch(r"(\d+)/(\d+)", option)
@@ -72,7 +73,7 @@ def find_shard(option: str | None) -> Shard | None:
 
 def is_restarted() -> bool:
     """Whether ``torchrun --max-restarts`` started this process in place of one that died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return torchrun_process().restarts > 0
 
 
 class Deal:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 
-from captioner.batch.atomic import write_atomically
 from captioner.batch.formats import Kept, sentences
 from captioner.batch.item import Item, Result
 from captioner.batch.journal import Mode
+from captioner.utils.files import write_atomically
 
 _CLAIMS = 100_000  # far more than photos are in work at once
 

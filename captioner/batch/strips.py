@@ -10,10 +10,10 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.batch.atomic import write_atomically
 from captioner.batch.item import Item
 from captioner.batch.sources import STRIP_SUFFIX
 from captioner.errors import CaptionerError
+from captioner.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from captioner.api import Caption

@@ -39,7 +39,7 @@ from captioner.data.feature_cache import (
 from captioner.errors import DataError, ImageError
 from captioner.image.io import Preprocess, open_image
 from captioner.image.transforms import Augmentation
-from captioner.utils.locks import lock
+from captioner.utils.files import exclusive_lock
 from captioner.utils.parallel import map_ahead
 
 __all__ = ["Extract", "FeatureCache", "build_features"]
@@ -371,12 +371,18 @@ def _gigabytes(size: float) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Windows has none: do not build one cache from two processes there."""
-    with open(folder / _LOCK, "w") as file:
+    """Hold the folder's lock, waiting for the process that holds it."""
+    with contextlib.ExitStack() as stack:
         try:
-            if not lock(file):
-                logger.info("feature cache: waiting for the process that builds %s", folder)
-                lock(file, wait=True)
+            stack.enter_context(
+                exclusive_lock(
+                    folder / _LOCK,
+                    timeout=-1,
+                    on_wait=lambda: logger.info(
+                        "feature cache: waiting for the process that builds %s", folder
+                    ),
+                )
+            )
         except OSError as error:  # some network file systems
             raise DataError(
                 f"{folder}: files cannot be locked here ({error.strerror}); choose another folder"

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from captioner.errors import CaptionerError
 from captioner.training.distributed import gather, rank
-from captioner.utils.locks import lock, unlock
+from captioner.utils.files import LockHeldError, exclusive_lock
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +22,7 @@ PATIENCE = 10.0
 def exclusive_run_dir(folder: Path) -> Iterator[None]:
     """Have a run folder, which is made if it is absent, to this run; all its processes call this.
 
-    Where files cannot be locked (Windows, some network file systems), nothing is held.
+    Where files cannot be locked (some network file systems), nothing is held.
 
     Args:
         folder: Of the run.
@@ -50,24 +47,21 @@ def exclusive_run_dir(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    # To read: another user's lock in a folder that many may write can be taken, too.
-    with open(os.open(folder / ".lock", os.O_RDONLY | os.O_CREAT, 0o666)) as file:
-        with contextlib.suppress(OSError):  # files cannot be locked here
-            _take(file, folder)
+    with contextlib.ExitStack() as stack:
         try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                unlock(file)
-
-
-def _take(file: IO[str], folder: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    if not lock(file):
-        logger.info("%s: waiting for the run that trains into it", folder)
-        while not lock(file):
-            if time.monotonic() > deadline:
-                raise CaptionerError(
-                    f"another run trains into {folder}: wait for its end, or change out="
+            stack.enter_context(
+                exclusive_lock(
+                    folder / ".lock",
+                    timeout=PATIENCE,
+                    on_wait=lambda: logger.info(
+                        "%s: waiting for the run that trains into it", folder
+                    ),
                 )
-            time.sleep(0.2)
+            )
+        except LockHeldError:
+            raise CaptionerError(
+                f"another run trains into {folder}: wait for its end, or change out="
+            ) from None
+        except OSError:  # files cannot be locked here
+            pass
+        yield

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from captioner.utils.device import resolve_device
+from captioner.utils.device import resolve_device, torchrun_process
 
 
 def rank() -> int:
@@ -33,13 +32,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_device(name: str) -> str:
-    """Under torchrun ``auto`` and ``cuda`` mean the GPU that belongs to this process."""
-    if "LOCAL_RANK" in os.environ and name in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{os.environ['LOCAL_RANK']}"
-    return name
-
-
 @contextlib.contextmanager
 def process_group(device_name: str) -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun, nothing happens.
@@ -50,8 +42,8 @@ def process_group(device_name: str) -> Iterator[None]:
     Args:
         device_name: ``auto``, ``cpu``, ``cuda`` ..., as in the recipe.
     """
-    device = resolve_device(local_device(device_name))
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    device = resolve_device(device_name)
+    if torchrun_process().world_size == 1 or dist.is_initialized():
         yield
         return
     # DistributedDataParallel imports this, and its functions keep, as the default of an argument,
@@ -103,7 +95,7 @@ def fresh_corner(store: dist.Store, number: int, size: int) -> dist.Store:
 def restarted() -> bool:
     """Whether torchrun started these processes again after a failure."""
     # It counts failures machine by machine: any of them may be the one that knows.
-    return any(gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
+    return any(gather(torchrun_process().restarts > 0))
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ from captioner.models.caption_model import CaptionModel
 from captioner.training.data import TrainingData, build_datasets, read_examples
 from captioner.training.distributed import (
     gather,
-    local_device,
     rank,
     replicate,
     sum_over_ranks,
@@ -81,7 +80,7 @@ class Trainer:
     def __init__(self, config: Config, *, resume: bool = False):
         self.config = config
         self.out = Path(config.out)
-        self.device = resolve_device(local_device(config.device))
+        self.device = resolve_device(config.device)
         if not resume and has_state(self.out):
             raise CaptionerError(f"{self.out} holds a run already: add --resume, or change out=")
         state = load_state(self.out) if resume else None

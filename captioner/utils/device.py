@@ -1,33 +1,68 @@
-"""Where to compute, and in which precision."""
+"""Where to compute and in which precision, and which of torchrun's processes this one is."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from captioner.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-def resolve_device(name: str = "auto") -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that is there.
+class TorchrunProcess(NamedTuple):
+    """The place of this process among those that `torchrun` started together.
 
-    With ``auto``, each of the processes that ``torchrun`` starts on a machine gets its own GPU:
-    the one that ``LOCAL_RANK`` counts to, round and round if there are fewer GPUs.
+    Attributes:
+        rank: From 0, over all machines.
+        world_size: Number of processes on all machines; 1 without `torchrun`.
+        local_rank: From 0, on this machine; None without `torchrun`.
+        restarts: How often `torchrun --max-restarts` has started the processes again.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int | None = None
+    restarts: int = 0
+
+
+def torchrun_process() -> TorchrunProcess:
+    """Read what `torchrun` tells this process in the environment."""
+
+    def read(name: str, default: int = 0) -> int:
+        return int(os.environ.get(name, default))
+
+    launched = "RANK" in os.environ  # some schedulers set WORLD_SIZE alone
+    return TorchrunProcess(
+        rank=read("RANK"),
+        world_size=read("WORLD_SIZE", 1) if launched else 1,
+        local_rank=read("LOCAL_RANK") if "LOCAL_RANK" in os.environ else None,
+        restarts=read("TORCHELASTIC_RESTART_COUNT"),
+    )
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that is there.
+
+    With `auto` and `cuda`, each process that `torchrun` starts on a machine gets its own GPU; if
+    there are fewer GPUs than processes, they share them in turn.
 
     Raises:
         ConfigError: The device is unknown or absent.
     """
+    import torch
+
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        local_rank = torchrun_process().local_rank
+        if local_rank is None:
+            return torch.device("cuda")
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
     if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        if "LOCAL_RANK" in os.environ:
-            return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        return torch.device("cuda")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -39,10 +74,12 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 def fast_bf16(device: torch.device) -> bool:
     """Whether the device computes bf16 faster than fp32 (CPUs: avx512_bf16 or AMX)."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        if not hasattr(torch.cpu, "get_capabilities"):  # older torch cannot tell
+        if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.6
             return False
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
@@ -52,7 +89,9 @@ def fast_bf16(device: torch.device) -> bool:
 def autocast(
     device: torch.device, precision: Precision = "auto"
 ) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision: bf16 where it pays (``auto``) or where asked for, else plain fp32."""
+    """Mixed precision: bf16 where it is faster (`auto`) or where asked for, else plain fp32."""
+    import torch
+
     bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
@@ -60,9 +99,9 @@ def autocast(
 def trunk_autocast(
     device: torch.device, precision: Precision = "auto"
 ) -> contextlib.AbstractContextManager[object]:
-    """For the encoder when captioning: ``auto`` is fp32 here.
+    """Precision of the encoder when captioning: `auto` is fp32 here.
 
     Rounding in a deep CNN adds up: in bf16 it changes one caption in eight to twenty, while the
-    decoder's changes one in fifty to 250 (``benchmarks/caption.py --agreement``).
+    decoder's changes one in fifty to 250 (`benchmarks/caption.py --agreement`).
     """
     return autocast(device, "fp32" if precision == "auto" else precision)

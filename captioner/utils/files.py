@@ -1,35 +1,97 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and locks that one process at a time can hold."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from captioner.errors import CaptionerError
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
+def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside `path`, and rename it to `path` if the block succeeds.
 
     Readers see the old file or the new one, never a part; an error leaves the old one untouched.
 
     Args:
-        path: The file to write; its folder is made if it is absent.
+        path: The file to write; its folder is created if it is absent.
+        sync: Wait until the file is on the disk, so that it also survives a power failure. For
+            many small files that takes longer than to compute them.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    # A short name, for targets whose names are as long as names can be.
+    temporary = target.parent / f".captioner-{secrets.token_hex(8)}.part"
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a small file so that no reader meets a part of it, without waiting for the disk.
+
+    Raises:
+        CaptionerError: The file cannot be written.
+    """
+    try:
+        with replacing(path, sync=False) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise CaptionerError(f"cannot write {os.fspath(path)}: {error.strerror}") from None
+
+
+class LockHeldError(CaptionerError):
+    """Another process, or another part of this one, holds the lock."""
+
+
+@contextlib.contextmanager
+def exclusive_lock(
+    path: str | os.PathLike[str],
+    *,
+    timeout: float = 0.0,
+    on_wait: Callable[[], object] | None = None,
+) -> Iterator[None]:
+    """Hold a lock file while the block runs.
+
+    The operating system frees the lock when the process that holds it ends, however it ends: a
+    lock file that a killed process left behind hinders nobody. The file is removed at the end.
+
+    Args:
+        path: The lock file; nothing else may use it. Its folder must exist.
+        timeout: Seconds to wait for another holder; negative waits without a limit.
+        on_wait: Called once before waiting.
+
+    Raises:
+        LockHeldError: Another holder has not released the lock in time.
+        OSError: The file cannot be created, or its file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    # Without the fallback, whose locks would outlive a killed process. Mode: for other users.
+    lock = FileLock(path, mode=0o666, thread_local=False, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if timeout and on_wait is not None:
+                on_wait()
+            lock.acquire(timeout=timeout)
+    except Timeout:
+        raise LockHeldError(f"another process holds {os.fspath(path)}") from None
+    try:
+        yield
+    finally:
+        # Whoever waits for a removed file sees that, and creates a new one.
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        lock.release()

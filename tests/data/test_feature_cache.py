@@ -424,7 +424,6 @@ def test_meta_is_written_whole(paths, tmp_path):
     assert meta["key"].startswith(cache.folder.name)
     assert {path.name for path in cache.folder.iterdir()} == {
         "meta.json",
-        "lock",
         "stage_0.npy",
         "stage_1.npy",
     }

@@ -16,14 +16,15 @@ from captioner.errors import CaptionerError
 from captioner.training import alone
 from captioner.training.alone import exclusive_run_dir
 from captioner.training.trainer import Trainer
-from captioner.utils.locks import lock
-
-pytest.importorskip("fcntl", reason="no file locks on this system")
+from captioner.utils.files import LockHeldError, exclusive_lock
 
 
 def is_free(folder):
-    with open(folder / ".lock") as file:
-        return lock(file)
+    try:
+        with exclusive_lock(folder / ".lock"):
+            return True
+    except LockHeldError:
+        return False
 
 
 @pytest.fixture
@@ -92,8 +93,7 @@ def test_a_disk_that_knows_no_locks_is_no_hindrance(config, monkeypatch):
     def refuse(*_, **__):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(alone, "lock", refuse)
-    monkeypatch.setattr(alone, "unlock", refuse)
+    monkeypatch.setattr(alone, "exclusive_lock", refuse)
     assert train(config) == 0
 
 
