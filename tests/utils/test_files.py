@@ -1,5 +1,6 @@
 """Whole files and locks."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, sync):
         temporary.write_text("old")
         assert not path.exists()
 
-    with pytest.raises(ZeroDivisionError), replacing(path, sync=sync) as temporary:
+    with contextlib.suppress(ZeroDivisionError), replacing(path, sync=sync) as temporary:
         temporary.write_text("half of the n")
         raise ZeroDivisionError
     assert path.read_text() == "old"
