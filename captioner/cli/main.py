@@ -237,7 +237,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     plot = add("plot", _plot, "draw the curves of training runs side by side")
     plot.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or its log.jsonl")
     plot.add_argument(
-        "-o", "--output", default="curves.png", metavar="FILE", help="a PNG file (curves.png)"
+        "-o", "--output", default="curves.png", metavar="FILE", help="PNG or SVG file (curves.png)"
     )
     add_evaluate_arguments(
         add("evaluate", _evaluate, "score a model, or a file of captions, on captioned photos")
