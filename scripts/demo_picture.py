@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--dark", action="store_true")
     args = parser.parse_args()
 
-    page, address = serve(Models.load(args.model), examples=_examples(args.photo))
+    page, address = serve(Models.from_files(args.model), examples=_examples(args.photo))
     try:
         shot = photograph(address, args.word, dark=args.dark)
     finally:

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from captioner import __version__
+from captioner.cli.demo import add_demo_arguments, demo
 from captioner.cli.options import (
     add_caption_arguments,
     add_compare_arguments,
-    add_demo_arguments,
     add_evaluate_arguments,
     add_merge_arguments,
 )
@@ -130,29 +130,6 @@ def _compare(arguments: argparse.Namespace) -> int:
     return compare(arguments)
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    """Serve the demo page."""
-    try:
-        from captioner.demo.app import serve, wait
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise ConfigError("the demo needs gradio: pip install 'captioner[demo]'") from None
-    from captioner.demo.models import Models
-
-    page, address = serve(
-        Models.load(arguments.model, device=arguments.device),
-        host=arguments.host,
-        port=arguments.port,
-        queue=arguments.queue,
-        open_browser=arguments.open,
-        mcp=arguments.mcp,
-    )
-    print(f"The demo is at {address} (Ctrl-C stops it)", flush=True)
-    wait(page)
-    return 0
-
-
 def _info(arguments: argparse.Namespace) -> int:
     """Describe a model file."""
     from captioner.info import describe, render
@@ -243,7 +220,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         add("evaluate", _evaluate, "score a model, or a file of captions, on captioned photos")
     )
     add_compare_arguments(add("compare", _compare, "tell whether one set of captions is better"))
-    add_demo_arguments(add("demo", _demo, "open a page that shows what each word looked at"))
+    add_demo_arguments(add("demo", demo, "open a page that shows what each word looked at"))
     info = add("info", _info, "describe a model file")
     info.add_argument("model", nargs="?", metavar="FILE", help="default: the shipped model")
     info.add_argument("--json", action="store_true", help="everything, as JSON")

@@ -115,19 +115,6 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", metavar="FILE", help="write all figures here")
 
 
-def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``captioner demo`` takes."""
-    add = parser.add_argument
-    text = "default: the shipped model; given several times, the page lets you choose"
-    add("-m", "--model", action="append", default=[], metavar="FILE", help=text)
-    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
-    add("--port", type=_positive, metavar="N", help="default: the first free one from 7860")
-    add("--queue", type=_positive, default=32, metavar="N", help="visitors that may wait (32)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--open", action="store_true", help="open the page in a browser")
-    add("--mcp", action="store_true", help="also serve the endpoints as tools for agents (MCP)")
-
-
 def _add_reference_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
     add = parser.add_argument
     add(

@@ -1,22 +1,75 @@
-"""The photo input: hands on the file as it came, so that only captioner's own reader opens it."""
+"""What the tabs are made of: theme, assets, queues, and inputs whose files Gradio does not open.
+
+Gradio's own preprocessing would open an image first, and answer decompression bombs and files that
+are no images with messages of its own.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes.utils import fonts
 
-from captioner.demo.private import uploaded
+from captioner.demo.security import uploaded
+from captioner.demo.session import encode_ramp
+from captioner.demo.uploads import Upload
+
+ASSETS = Path(__file__).parent / "assets"
+_SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
+_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+# For events that run a model: one at a time, as each uses all cores of a CPU.
+MODEL_QUEUE: dict[str, Any] = {
+    "concurrency_limit": 1,
+    "concurrency_id": "model",
+    "api_visibility": "private",
+    "show_progress": "minimal",
+}
+# For many images at once: beside the queue of single ones, which need not wait for them.
+BATCH_QUEUE: dict[str, Any] = MODEL_QUEUE | {"concurrency_id": "batch"}
+# For what a page shows at the start: it waits for the models only.
+START_QUEUE: dict[str, Any] = MODEL_QUEUE | {"concurrency_limit": None, "concurrency_id": "start"}
 
 
-def photo_input(**options: Any) -> gr.Image:
-    """A ``gr.Image`` whose value in Python is the path of the uploaded file, unopened.
+def read_asset(name: str) -> str:
+    """Return the text of a file of `assets/`."""
+    return (ASSETS / name).read_text(encoding="utf-8")
 
-    Gradio's own preprocessing would open the file first, and answer bombs and non-images with
-    messages of its own.
+
+def theme() -> gr.themes.Base:
+    """Return calm neutrals and one accent, in light and dark.
+
+    Gradio's usual themes load web fonts; plain names of fonts load nothing.
+    """
+    return gr.themes.Base(
+        primary_hue="amber",
+        secondary_hue="amber",
+        neutral_hue="stone",
+        radius_size="lg",
+        font=[fonts.Font(name) for name in _SANS],
+        font_mono=[fonts.Font(name) for name in _MONO],
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_600",  # the usual one is too faint to read
+        background_fill_primary="white",
+        background_fill_primary_dark="*neutral_900",
+        background_fill_secondary="*neutral_100",
+        background_fill_secondary_dark="*neutral_800",
+        color_accent="*primary_600",
+        block_border_width="1px",
+        block_shadow="none",
+        block_label_background_fill="transparent",
+    )
+
+
+def image_input(**options: Any) -> gr.Image:
+    """Return a `gr.Image` whose value in Python is the path of the uploaded file, unopened.
 
     Args:
-        **options: As for ``gr.Image``: ``elem_id``, ...
+        **options: As for `gr.Image`: `elem_id`, ...
     """
     usual: dict[str, Any] = {
         "sources": ["upload", "webcam", "clipboard"],
@@ -28,9 +81,51 @@ def photo_input(**options: Any) -> gr.Image:
     }
     image: Any = gr.Image(type="filepath", image_mode=None, **(usual | options))
     # On the instance: beside the module of a subclass, Gradio writes a .pyi file at import.
-    image.preprocess = _path
+    image.preprocess = lambda payload: None if payload is None else uploaded(payload.path)
     return image
 
 
-def _path(payload: Any) -> str | None:
-    return None if payload is None else uploaded(payload.path)
+def files_input(**options: Any) -> gr.File:
+    """Return a `gr.File` whose value in Python is a list of `Upload`, unopened.
+
+    Args:
+        **options: As for `gr.File`: `elem_id`, ...
+    """
+    files: Any = gr.File(
+        file_count="multiple",
+        file_types=["image", ".zip"],
+        label="Photos, or a zip of them",
+        show_label=False,
+        height=190,
+        **options,
+    )
+    files.preprocess = list_uploads  # Gradio's own would leave a temporary file behind for each
+    return files
+
+
+def list_uploads(payload: Any) -> list[Upload]:
+    """Return the uploads of a `FileData` or a `ListFiles`."""
+    if payload is None:
+        return []
+    single = hasattr(payload, "path")
+    return [Upload.of(file.path, file.orig_name) for file in ([payload] if single else payload)]
+
+
+def attention_viewer(value: dict[str, Any] | None = None, **options: Any) -> gr.HTML:
+    """Return a component that shows what `session.view_payload` gives.
+
+    Its `select` event carries `index`, the sentence that was chosen. Several may stand on one page.
+
+    Args:
+        value: The payload, or None for an empty stage.
+        **options: As for `gr.HTML`: `elem_id`, ...
+    """
+    return gr.HTML(
+        value,
+        html_template=read_asset("viewer.html"),
+        css_template=read_asset("viewer.css"),
+        js_on_load=read_asset("overlay.js") + read_asset("viewer.js"),
+        apply_default_css=False,
+        ramp=encode_ramp(),
+        **options,
+    )

@@ -1,38 +1,43 @@
-"""What a visitor can take home: a strip (PNG), a film (GIF), and the numbers (JSON)."""
+"""Files that a visitor can save: strip (PNG), film (GIF), numbers (JSON), tables of captions."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from captioner.demo.view import View
+from captioner.batch.formats import CsvFormat, Format, JsonLinesFormat
+from captioner.batch.item import Item, Result
+from captioner.demo.session import View
 from captioner.image.visualize import animate, word_strip
 
 KINDS = {"strip": "Strip (PNG)", "film": "Film (GIF)", "numbers": "Numbers (JSON)"}
+# Spreadsheets take a cell that begins so for a formula; a name in a zip is a stranger's.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def make_file(view: View, kind: str, style: str, strength: float) -> tuple[str, bytes]:
-    """A file about the chosen sentence.
+    """Make a file about the chosen sentence.
 
     Args:
-        view: The photo and its sentences.
-        kind: One of :data:`KINDS`.
-        style: ``spotlight`` or ``heatmap``.
+        view: The image and its sentences.
+        kind: One of `KINDS`.
+        style: `spotlight` or `heatmap`.
         strength: 0 to 1, as on the page.
 
     Returns:
-        Its name, made of the sentence, and its content.
+        The name of the file, made of the sentence, and its content.
     """
     sentence = view.sentence
     name = re.sub(r"[^a-z0-9]+", "-", sentence.text.lower()).strip("-")[:60].strip("-") or "caption"
     if kind == "numbers":
         return name + ".json", _numbers(view)
     looks: dict[str, Any] = {"style": style, "floor": 1 - strength, "strength": strength}
-    drawn = (view.photo, sentence.words, sentence.attention)
+    drawn = (view.image, sentence.words, sentence.attention)
     if kind == "film":
         return name + ".gif", animate(*drawn, **looks)
     buffer = io.BytesIO()
@@ -41,7 +46,7 @@ def make_file(view: View, kind: str, style: str, strength: float) -> tuple[str, 
 
 
 def _numbers(view: View) -> bytes:
-    """Words × maps, and what else is known of the sentence."""
+    """Return the words with their probabilities and attention maps, as JSON."""
     sentence = view.sentence
     columns = (sentence.words, sentence.log_probs, sentence.known, sentence.attention)
     rows = zip(*(column[: len(sentence.words)] for column in columns), strict=True)
@@ -62,3 +67,30 @@ def _numbers(view: View) -> bytes:
         "end_log_prob": round(sentence.log_probs[-1], 5),
     }
     return json.dumps(content, ensure_ascii=False).encode()
+
+
+class CaptionTables:
+    """The captions of many images as JSON Lines and as CSV.
+
+    Args:
+        captions: Captions per image.
+    """
+
+    def __init__(self, captions: int) -> None:
+        self._formats: dict[str, Format] = {
+            "captions.jsonl": JsonLinesFormat(),
+            "captions.csv": CsvFormat(captions),
+        }
+        self._records = {name: [form.header] for name, form in self._formats.items()}
+
+    def add(self, item: Item, result: Result) -> None:
+        """Add an image with its caption, or with the reason why it has none."""
+        for name, form in self._formats.items():
+            safe = item
+            if name.endswith(".csv") and item.name.startswith(_FORMULA):
+                safe = replace(item, name="'" + item.name)
+            self._records[name].append(form.encode(safe, result) or "")
+
+    def files(self) -> dict[str, bytes]:
+        """Return the content of each file by its name."""
+        return {name: "".join(texts).encode() for name, texts in self._records.items()}

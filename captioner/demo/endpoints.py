@@ -1,38 +1,37 @@
-"""The demo for programs: named endpoints, for ``gradio_client`` and plain HTTP.
+"""The demo for programs: named endpoints, for `gradio_client` and plain HTTP.
 
 from gradio_client import Client, handle_file
 
 client = Client("http://127.0.0.1:7860")
 client.predict(handle_file("photo.jpg"), api_name="/caption")["caption"]
+
+The docstrings of the endpoints are shown to those who call them.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio import FileData
 from gradio.processing_utils import save_base64_to_cache
 from gradio.utils import get_upload_folder
 
-from captioner.api import Captioner
 from captioner.batch.formats import JsonLinesFormat
-from captioner.demo.limits import BATCH_QUEUE, MODEL_QUEUE, PHOTO, TEXT
+from captioner.demo.components import BATCH_QUEUE, MODEL_QUEUE
 from captioner.demo.models import Models
-from captioner.demo.uploads import Upload, caption_uploads, open_photo
-from captioner.errors import CaptionerError, ConfigError, ImageError
+from captioner.demo.security import MAX_FILE_BYTES, MAX_TEXT
+from captioner.demo.settings import MAX_BEAM, MAX_CAPTIONS
+from captioner.demo.uploads import Upload, caption_uploads, open_item
+from captioner.errors import ConfigError, ImageError
 from captioner.image.io import ImageSource
-from captioner.outputs import Caption
 
-_BEAMS, _CAPTIONS = 10, 8  # at most, as on the page
+if TYPE_CHECKING:
+    from captioner.api import Captioner
 
 
 def add(models: Models) -> None:
-    """Add the endpoints to the current ``gr.Blocks``."""
+    """Add the endpoints to the current `gr.Blocks`."""
 
     def caption(
         photo: FileData,
@@ -48,16 +47,16 @@ def add(models: Models) -> None:
             model: Name of the model; empty takes the first.
             captions: How many sentences to find, best first (1 to 8).
             beam: Beams of the search (1 to 10).
-            attention: Whether to give each word's map: a grid of numbers that sum to 1.
+            attention: Whether to return each word's map: a grid of numbers that sum to 1.
 
         Returns:
             The sentence as "caption", its "score" (logarithm of its probability), its "words" and
             their "log_probs"; "candidates" if several were asked for; "attention" if asked for.
         """
         captioner = _choose(models, model)
-        options = _search(captions, beam)
-        found: Caption = captioner(_open(captioner, photo), **options)
-        return found.to_dict(attention=attention)
+        options = _decoding_options(captions, beam)
+        found = captioner(_open(captioner, photo), **options)
+        return dict(found.to_dict(attention=attention))
 
     def caption_batch(
         photos: list[FileData],
@@ -78,24 +77,25 @@ def add(models: Models) -> None:
             "words" and "log_probs"; or with an "error" where it could not be read.
         """
         files = [_upload(photo) for photo in (photos if isinstance(photos, list) else [photos])]
-        results = caption_uploads(_choose(models, model), files, _search(captions, beam))
+        options = _decoding_options(captions, beam)
+        results = caption_uploads(_choose(models, model), files, options)
         return [JsonLinesFormat().row(item, result) for item, result in results]
 
     def score(photo: FileData, sentence: str, model: str = "") -> dict[str, Any]:
-        """Tell how likely a model finds a sentence about a photo.
+        """Score a sentence about a photo.
 
         Args:
             photo: The photo's file.
-            sentence: In plain English.
+            sentence: The sentence, in plain English.
             model: Name of the model; empty takes the first.
 
         Returns:
             Its "score" (logarithm of its probability), its "words", whether each is "known" to the
-            model, and their "log_probs", of which the last is that of the sentence's end.
+            model, and the "log_probs" of the words and of the sentence's end.
         """
         captioner = _choose(models, model)
-        if len(str(sentence)) > TEXT:
-            raise ConfigError(f"the sentence is longer than {TEXT} characters")
+        if len(str(sentence)) > MAX_TEXT:
+            raise ConfigError(f"the sentence is longer than {MAX_TEXT} characters")
         result = captioner.score(_open(captioner, photo), str(sentence))
         return {
             "score": round(result.total, 5),
@@ -107,33 +107,33 @@ def add(models: Models) -> None:
     single = {key: MODEL_QUEUE[key] for key in ("concurrency_limit", "concurrency_id")}
     many = {key: BATCH_QUEUE[key] for key in single}
     for function, queue in ((caption, single), (caption_batch, many), (score, single)):
-        gr.api(_told(function), api_name=function.__name__, **queue)
+        gr.api(function, api_name=function.__name__, **queue)
 
 
 def _choose(models: Models, name: str) -> Captioner:
     return models[str(name) if name else models.names[0]]
 
 
-def _search(captions: int, beam: int) -> dict[str, Any]:
-    """Search options, within what a stranger may ask of this machine.
+def _decoding_options(captions: int, beam: int) -> dict[str, Any]:
+    """Return decoding options within the ranges of the page.
 
     Raises:
-        ConfigError: A number is none, or out of range.
+        ConfigError: A value is no whole number, or out of range.
     """
-    for name, value, most in (("captions", captions, _CAPTIONS), ("beam", beam, _BEAMS)):
+    for name, value, most in (("captions", captions, MAX_CAPTIONS), ("beam", beam, MAX_BEAM)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ConfigError(f"{name} must be a whole number from 1 to {most}")
     return {"num_captions": captions, "beam": max(beam, captions)}
 
 
 def _upload(file: Any) -> Upload:
-    """The file that a caller gives; Gradio checks nothing of what it hands to an endpoint.
+    """Check the file that a caller gives; Gradio does not check the arguments of an endpoint.
 
     Raises:
         ConfigError: It is no file.
     """
-    if isinstance(file, str) and file.startswith("data:") and len(file) <= 2 * PHOTO:
-        # Gradio's MCP server leaves them like this where they are in a list.
+    if isinstance(file, str) and file.startswith("data:") and len(file) <= 2 * MAX_FILE_BYTES:
+        # Gradio's MCP server passes the files of a list on like this.
         return Upload(save_base64_to_cache(file, get_upload_folder()), "photo")
     if not isinstance(file, dict) or not isinstance(file.get("path"), str):
         raise ConfigError("give a file, as gradio_client's handle_file makes it")
@@ -142,31 +142,12 @@ def _upload(file: Any) -> Upload:
 
 
 def _open(captioner: Captioner, file: Any) -> ImageSource:
-    """What the model sees of a photo.
+    """Return what the model sees of an image.
 
     Raises:
-        ImageError: It cannot be opened.
+        ImageError: The file cannot be read as one.
     """
-    photo = open_photo(captioner, _upload(file).item)
-    if photo.error is not None:
-        raise ImageError(f"{photo.name}: {photo.error}")
-    return photo.source
-
-
-def _told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function; what a caller did wrong is told to them in a line."""
-
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with _told_errors():
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-@contextmanager
-def _told_errors() -> Iterator[None]:
-    try:
-        yield
-    except CaptionerError as error:
-        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+    image = open_item(captioner, _upload(file).item)
+    if image.error is not None:
+        raise ImageError(f"{image.name}: {image.error}")
+    return image.source

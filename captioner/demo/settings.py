@@ -1,18 +1,22 @@
-"""The settings of the page, and the search options that they mean."""
+"""The settings of the page, and the decoding options that they mean."""
 
 from __future__ import annotations
 
+import html
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
-from captioner.demo.limits import TEXT
 from captioner.demo.models import Models
+from captioner.demo.security import MAX_TEXT
 
 BEAM, DIVERSE, SAMPLE, AGREE = "Beam search", "Diverse beams", "Sampling", "Consensus"
+MAX_CAPTIONS, MAX_BEAM = 8, 10
 _HINTS = (
-    "Beam search takes the likeliest sentences, sampling draws; consensus takes what most agree on."
+    "Beam search finds the likeliest sentences, sampling draws them at random; consensus takes "
+    "those that agree most with the others."
 )
 
 
@@ -21,17 +25,17 @@ class Settings:
 
     Args:
         models: To choose among.
-        prefix: Of the elements' ids, where several stand on a page.
+        prefix: Start of the elements' ids, where a page has several accordions.
         model: Name of the model at the start; None takes the first.
         mode: Kind of search at the start.
         captions: Number of sentences at the start.
-        looks: Whether style and strength of the overlay belong to it.
+        looks: Whether style and strength of the overlay belong to them.
 
     Attributes:
-        search: Those that shape the sentences: the inputs of :func:`search_options`, in order.
+        search: Those that decide on the sentences: the inputs of `decoding_options`, in order.
         looks: Style and strength of the overlay.
         model: The choice of the model.
-        changes: The events at which to search anew.
+        changes: The events after which to search again.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class Settings:
         if looks:
             self.looks = [self.style, self.strength] = overlay_looks(prefix)
         self.search = _search_inputs(prefix, mode, captions)
+        for each in (self.model, *self.looks, *self.search):
+            _name_errors(each)
         kind, number, *sliders, require, ban = self.search
         moved = [each.release for each in (number, *sliders)]
         typed = [event for each in (require, ban) for event in (each.submit, each.blur)]
@@ -69,9 +75,28 @@ class Settings:
         )
 
 
+def _name_errors(component: Any) -> None:
+    """Let a component say its name when it gets a value that the page cannot send."""
+    usual = component.preprocess
+
+    def preprocess(value: Any) -> Any:
+        try:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if isinstance(component, gr.Slider) and not (number and math.isfinite(value)):
+                raise TypeError("no number")
+            if isinstance(component, gr.Textbox) and not isinstance(value, (str, type(None))):
+                raise TypeError("no text")
+            return usual(value)
+        except Exception:
+            message = f"{component.label} cannot be {str(value)[:40]!r}."
+            raise gr.Error(html.escape(message, quote=False), print_exception=False) from None
+
+    component.preprocess = preprocess
+
+
 def overlay_looks(prefix: str = "") -> list[Any]:
-    """Style and strength of the overlay."""
-    style = gr.Radio(
+    """Return the inputs for style and strength of the overlay."""
+    style: Any = gr.Radio(
         [("Spotlight", "spotlight"), ("Heat map", "heatmap")],
         value="spotlight",
         label="Overlay",
@@ -81,7 +106,7 @@ def overlay_looks(prefix: str = "") -> list[Any]:
 
 
 def _search_inputs(prefix: str, mode: str, captions: int) -> list[Any]:
-    """The inputs of :func:`search_options`, in order; those that mean nothing are hidden."""
+    """Return the inputs of `decoding_options`, in order; those without effect are hidden."""
     draws = mode == SAMPLE
 
     def slider(low: float, high: float, value: float, step: float, **options: Any) -> Any:
@@ -95,8 +120,8 @@ def _search_inputs(prefix: str, mode: str, captions: int) -> list[Any]:
             info=_HINTS,
             elem_id=prefix + "mode",
         ),
-        slider(1, 8, captions, 1, label="Sentences", elem_id=prefix + "captions"),
-        slider(1, 10, 3, 1, label="Beams", elem_id=prefix + "beam", visible=not draws),
+        slider(1, MAX_CAPTIONS, captions, 1, label="Sentences", elem_id=prefix + "captions"),
+        slider(1, MAX_BEAM, 3, 1, label="Beams", elem_id=prefix + "beam", visible=not draws),
         slider(
             0,
             2,
@@ -113,27 +138,27 @@ def _search_inputs(prefix: str, mode: str, captions: int) -> list[Any]:
             label="Required words",
             placeholder="dog, grass",
             elem_id=prefix + "require",
-            max_length=TEXT,
+            max_length=MAX_TEXT,
             visible=not draws,
         ),
         gr.Textbox(
             label="Banned words",
             placeholder="man, laptop",
             elem_id=prefix + "ban",
-            max_length=TEXT,
+            max_length=MAX_TEXT,
         ),
     ]
 
 
 def _shown(mode: str) -> list[dict[str, Any]]:
-    """Show what matters to a kind of search."""
+    """Show the inputs that have an effect on a kind of search."""
     draws = mode == SAMPLE
     return [
         gr.update(visible=visible) for visible in (not draws,) * 2 + (draws,) * 3 + (not draws,)
     ]
 
 
-def search_options(
+def decoding_options(
     mode: str = BEAM,
     captions: int = 3,
     beam: int = 3,
@@ -144,7 +169,7 @@ def search_options(
     require: str = "",
     ban: str = "",
 ) -> dict[str, Any]:
-    """The options of :meth:`Captioner.stream` for the values of :attr:`Settings.search`."""
+    """Return the options of `Captioner.stream` for the values of `Settings.search`."""
     captions, beam = int(captions), int(beam)
     options: dict[str, Any] = {"num_captions": captions, "ban": split_words(ban)}
     if mode == SAMPLE:
@@ -161,5 +186,5 @@ def search_options(
 
 
 def split_words(text: str) -> Sequence[str]:
-    """Words separated by commas or spaces."""
-    return (text or "")[:TEXT].replace(",", " ").split()
+    """Split a text at commas and spaces, up to the limit of its length."""
+    return (text or "")[:MAX_TEXT].replace(",", " ").split()

@@ -15,18 +15,18 @@ import gradio as gr
 from captioner.api import Captioner
 from captioner.cli import main as cli
 from captioner.decoding.options import DecodingOptions
-from captioner.demo import app, limits, settings
+from captioner.demo import app, security, settings
+from captioner.demo.components import ASSETS, read_asset
 from captioner.demo.models import Models
 from captioner.demo.tabs import caption as caption_tab
-from captioner.demo.viewer import ASSETS, read_asset
-from captioner.errors import ConfigError
+from captioner.errors import CaptionerError, ConfigError
 
 LOOKS = ("tiny", "heatmap", 0.5)  # model, style, strength
 
 
 @pytest.fixture(scope="module")
 def models(model):
-    return Models({"tiny": Captioner.from_pretrained(model, device="cpu")})
+    return Models.of({"tiny": Captioner.from_pretrained(model, device="cpu")})
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +49,27 @@ class Choice:
 
 
 def test_a_photo_gives_a_payload_and_a_state(models, photo):
-    payload, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    payload, view = caption_tab.on_image(models, photo, *LOOKS, *search())
     assert (payload["style"], payload["strength"]) == ("heatmap", 0.5)
     assert [each["text"] for each in payload["sentences"]] == [each.text for each in view.sentences]
     assert len(view.sentences) == 3
 
 
 def test_no_photo_clears_the_page(models):
-    assert caption_tab.on_photo(models, None, *LOOKS, *search()) == (None, None)
+    assert caption_tab.on_image(models, None, *LOOKS, *search()) == (None, None)
 
 
 def test_what_is_no_photo_gives_a_message(models, tmp_path):
     path = tmp_path / "<img src=x onerror=alert(1)>.jpg"
     path.write_bytes(b"nonsense")
-    payload, view = caption_tab.on_photo(models, str(path), *LOOKS, *search())
+    payload, view = caption_tab.on_image(models, str(path), *LOOKS, *search())
     assert view is None
     assert payload["error"].startswith("This photo cannot be used: not a picture")
     assert "onerror" not in payload["error"]
 
 
 def test_a_setting_that_fails_forgets_nothing(models, photo):
-    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
     payload, kept = caption_tab.on_settings(models, None, view, *LOOKS, *search(require="dogg"))
     assert "near: dog" in payload["error"]
     assert kept is view
@@ -83,7 +83,7 @@ def test_settings_before_any_photo_do_nothing(models):
 
 
 def test_an_own_sentence_is_shown(models, photo):
-    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
     payload, view = caption_tab.on_sentence(models, "a zorbly dog", view, *LOOKS)
     shown = payload["sentences"][payload["chosen"]]
     assert shown["origin"] == "yours"
@@ -92,7 +92,7 @@ def test_an_own_sentence_is_shown(models, photo):
 
 @pytest.mark.parametrize("text", ["", "  ", "..."])
 def test_a_sentence_without_words_is_told(models, photo, text):
-    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
     with pytest.raises(gr.Error, match="at least one word"):
         caption_tab.on_sentence(models, text, view, *LOOKS)
 
@@ -100,17 +100,17 @@ def test_a_sentence_without_words_is_told(models, photo, text):
 def test_a_photo_that_has_been_deleted_is_told(models, photo, tmp_path):
     path = tmp_path / "photo.png"
     path.write_bytes(Path(photo).read_bytes())
-    _, view = caption_tab.on_photo(models, str(path), *LOOKS, *search())
+    _, view = caption_tab.on_image(models, str(path), *LOOKS, *search())
     path.unlink()
-    with pytest.raises(gr.Error, match="no longer here"):
+    with pytest.raises(CaptionerError, match="no longer here"):
         caption_tab.on_sentence(models, "a dog", view, *LOOKS)
 
 
 def test_an_endless_text_costs_no_more_than_the_page_allows(models, photo):
-    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
     _, view = caption_tab.on_sentence(models, "dog " * 10**6, view, *LOOKS)
-    assert len(view.sentence.text) <= limits.TEXT
-    assert len(settings.split_words("dog " * 10**6)) <= limits.TEXT
+    assert len(view.sentence.text) <= security.MAX_TEXT
+    assert len(settings.split_words("dog " * 10**6)) <= security.MAX_TEXT
 
 
 def test_without_a_photo_there_is_nothing_to_ask_or_take(models, tmp_path):
@@ -121,7 +121,7 @@ def test_without_a_photo_there_is_nothing_to_ask_or_take(models, tmp_path):
 
 
 def test_the_choice_decides_what_is_downloaded(models, photo, tmp_path):
-    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
     view = caption_tab.on_choice(view, Choice({"index": 1}))
     path = caption_tab.on_download(str(tmp_path), "numbers", view, "spotlight", 0.6)
     assert view.sentences[1].text in Path(path).read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ def test_the_choice_decides_what_is_downloaded(models, photo, tmp_path):
 
 @pytest.mark.parametrize("data", [None, {}, {"index": "1"}, {"index": None}, {"index": 99}, [1]])
 def test_a_forged_choice_changes_nothing(models, photo, data):
-    _, view = caption_tab.on_photo(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
     assert caption_tab.on_choice(view, Choice(data)) is view
     assert caption_tab.on_choice(None, Choice(data)) is None
 
@@ -138,7 +138,7 @@ def test_every_combination_of_settings_is_a_possible_search():
     modes = (settings.BEAM, settings.DIVERSE, settings.SAMPLE, settings.AGREE)
     for mode, captions, beam in itertools.product(modes, range(1, 9), range(1, 11)):
         values = search(mode=mode, captions=captions, beam=beam, temperature=0.5, top_p=0.5)
-        options = settings.search_options(*values)
+        options = settings.decoding_options(*values)
         options.pop("ban"), options.pop("require", None)
         checked = DecodingOptions(**options)
         assert checked.num_captions == captions
@@ -147,8 +147,8 @@ def test_every_combination_of_settings_is_a_possible_search():
 def test_the_defaults_are_those_of_the_page(models):
     with gr.Blocks():
         made = settings.Settings(models)
-    assert settings.search_options(*(each.value for each in made.search)) == (
-        settings.search_options()
+    assert settings.decoding_options(*(each.value for each in made.search)) == (
+        settings.decoding_options()
     )
 
 
@@ -160,12 +160,12 @@ def test_words_in_a_line(text):
 
 def test_models_go_by_name(model, tmp_path):
     captioner = Captioner.from_pretrained(model, device="cpu")
-    models = Models({"a": captioner, "b": captioner})
+    models = Models.of({"a": captioner, "b": captioner})
     assert models.names == ["a", "b"]
     with pytest.raises(ConfigError, match="no model '/etc/passwd': a, b"):
         models["/etc/passwd"]
     with pytest.raises(ConfigError):
-        Models({})
+        Models.of({})
 
 
 def test_models_of_the_same_file_name_are_told_apart(model, tmp_path):
@@ -173,7 +173,7 @@ def test_models_of_the_same_file_name_are_told_apart(model, tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "best.safetensors").write_bytes(model.read_bytes())
     files = [str(tmp_path / folder / "best.safetensors") for folder in ("one", "two", "two")]
-    assert Models.load(files, device="cpu").names == ["best", "two/best", "best (2)"]
+    assert Models.from_files(files, device="cpu").names == ["best", "two/best", "best (2)"]
 
 
 def test_the_page_builds_with_and_without_examples(models, photo):
@@ -212,7 +212,7 @@ def test_the_command_serves_the_models_it_is_given(model, monkeypatch, capsys):
         return "page", "http://127.0.0.1:7999/"
 
     monkeypatch.setattr(app, "serve", serve)
-    monkeypatch.setattr(app, "wait", given.setdefault("waited for", []).append)
+    monkeypatch.setattr(app, "wait", lambda page, models: given.update(waited_for=page))
     assert cli.main(["demo", "-m", str(model), "--port", "7999", "--queue", "5"]) == 0
     assert "http://127.0.0.1:7999/" in capsys.readouterr().out
     assert given == {
@@ -222,14 +222,16 @@ def test_the_command_serves_the_models_it_is_given(model, monkeypatch, capsys):
         "queue": 5,
         "open_browser": False,
         "mcp": False,
-        "waited for": ["page"],
+        "root_path": None,
+        "auth": None,
+        "waited_for": "page",
     }
 
 
 def test_a_taken_port_is_told(models):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port}: choose another --port"):
+        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is in use"):
             app.serve(models, port=port, examples=[])
 
 

@@ -1,6 +1,7 @@
 """The demo's endpoints, called over the network by the client that programs use."""
 
 import base64
+import sys
 import zipfile
 from importlib.util import find_spec
 
@@ -14,7 +15,6 @@ from gradio_client import Client, exceptions, handle_file
 
 from captioner.api import Captioner
 from captioner.cli import main as cli
-from captioner.demo import app
 from captioner.demo.app import serve
 from captioner.demo.models import Models
 
@@ -40,7 +40,7 @@ def captioner(model):
 
 @pytest.fixture(scope="module")
 def client(captioner):
-    blocks, address = serve(Models({"tiny": captioner, "other": captioner}), examples=[])
+    blocks, address = serve(Models.of({"tiny": captioner, "other": captioner}), examples=[])
     client = Client(address, verbose=False)
     yield client
     client.close()
@@ -157,8 +157,7 @@ def test_the_endpoints_explain_themselves(client):
 
 
 def test_the_command_explains_a_missing_mcp(monkeypatch, capsys):
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
-    monkeypatch.setattr(Models, "load", lambda files, device: None)
+    monkeypatch.setitem(sys.modules, "mcp", None)
     assert cli.main(["demo", "--mcp"]) == 2
     assert "pip install 'captioner[mcp]'" in capsys.readouterr().err
 
@@ -170,7 +169,7 @@ def test_an_agent_finds_the_endpoints_as_tools(captioner, folder):
     from mcp import ClientSession
     from mcp.client.streamable_http import streamablehttp_client
 
-    blocks, address = serve(Models({"tiny": captioner}), examples=[], mcp=True)
+    blocks, address = serve(Models.of({"tiny": captioner}), examples=[], mcp=True)
     encoded = base64.b64encode((folder / "00.png").read_bytes()).decode()
     photo = "data:image/png;base64," + encoded
 

@@ -15,10 +15,10 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 import httpx
 from gradio.utils import get_upload_folder
 
-from captioner.demo import limits
+from captioner.demo import security
 from captioner.demo.app import serve
 from captioner.demo.models import Models
-from captioner.demo.security import room_taken
+from captioner.demo.security import disk_usage
 
 MARK = {"_type": "gradio.FileData"}
 REACHED: list[str] | None = None  # addresses that this process has tried to reach
@@ -47,7 +47,7 @@ def demo(model, outside):
     sys.addaudithook(_listen)  # for good: there is no way to take one back
     REACHED = []
     example = str(outside.with_name("01.png"))
-    blocks, address = serve(Models.load([str(model)]), examples=[example])
+    blocks, address = serve(Models.from_files([str(model)]), examples=[example])
     with httpx.Client(base_url=address, timeout=30) as client:
         yield Visitor(client)
     blocks.close()
@@ -153,8 +153,11 @@ def test_bombs_and_non_images_get_a_message(demo, content, said):
     assert path not in error
 
 
-def test_an_upload_has_a_limit(demo):
-    assert demo.upload(bytes(21 << 20)).status_code == 413
+def test_an_upload_has_a_limit(demo, monkeypatch):
+    (path,) = demo.upload(bytes(21 << 20)).json()
+    assert "larger than 20 MB" in demo.caption({"path": path, "meta": MARK})["error"]
+    monkeypatch.setattr(security, "MAX_UPLOAD_BYTES", 1 << 20)
+    assert demo.upload(bytes(2 << 20)).status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_a_malicious_file_name_reaches_nobody(demo):
 
 
 def test_the_disk_cannot_be_filled(demo, monkeypatch):
-    monkeypatch.setattr(limits, "ROOM", room_taken(get_upload_folder()) + 100_000)
+    monkeypatch.setattr(security, "MAX_DISK_BYTES", disk_usage(get_upload_folder()) + 100_000)
     assert demo.upload(picture()).status_code == 200
     refused = demo.upload(bytes(200_000))
     assert refused.status_code == 507
@@ -186,14 +189,14 @@ def test_the_disk_cannot_be_filled(demo, monkeypatch):
 
 
 def test_what_broken_uploads_leave_goes(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "CACHE", (600, 3600))
+    monkeypatch.setattr(security, "CACHE_SECONDS", (600, 3600))
     kept = [tmp_path / "fresh", tmp_path / "upload" / "photo.png"]
     kept[1].parent.mkdir()
     for path in (*kept, tmp_path / "left"):
         path.write_bytes(bytes(10_000))
     for path in (kept[1], tmp_path / "left"):  # Gradio itself deletes whole uploads
         os.utime(path, (0, 0))
-    assert room_taken(str(tmp_path)) == 20_000
+    assert disk_usage(str(tmp_path)) == 20_000
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
 
 
@@ -212,7 +215,7 @@ def test_no_model_is_run_past_the_queue(demo, path):
 
 
 def test_a_request_has_a_limit(demo, monkeypatch):
-    monkeypatch.setattr(limits, "MESSAGE", 1000)
+    monkeypatch.setattr(security, "MAX_MESSAGE_BYTES", 1000)
     join = "gradio_api/queue/join"
     assert demo.client.post(join, content=bytes(1001)).status_code == 413
     assert demo.client.post(join, content=iter([b"{}"])).status_code == 411  # of unknown length

@@ -18,9 +18,10 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 import gradio as gr
 
 from captioner.api import Captioner
-from captioner.demo import app, limits, settings, uploads
+from captioner.demo import app, security, settings, uploads
+from captioner.demo.components import list_uploads
 from captioner.demo.models import SHIPPED, Models
-from captioner.demo.private import keep_private
+from captioner.demo.security import prepare_gradio
 from captioner.demo.tabs import about as about_tab
 from captioner.demo.tabs import batch as batch_tab
 from captioner.demo.tabs import compare as compare_tab
@@ -32,7 +33,7 @@ EVIL = "<img src=x onerror=alert(1)>"
 @pytest.fixture(scope="module")
 def models(model):
     captioner = Captioner.from_pretrained(model, device="cpu")
-    return Models({"tiny": captioner, "other": captioner})
+    return Models.of({"tiny": captioner, "other": captioner})
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_many_photos_are_captioned_as_the_library_does(models, given, folder):
 
 
 def test_too_many_photos_are_cut_off_and_told(models, folder, monkeypatch):
-    monkeypatch.setattr(limits, "PHOTOS", 3)
+    monkeypatch.setattr(security, "MAX_IMAGES", 3)
     files = [Upload(str(folder / "00.png"), "a.png")] * 5
     results = [result for _, result in caption_uploads(models["tiny"], files, {})]
     assert len(results) == 4 == uploads.count_uploads(files)
@@ -140,12 +141,12 @@ def test_nothing_given_shows_nothing(models, tmp_path):
 
 
 def test_only_uploads_are_read(folder):
-    keep_private()
+    prepare_gradio()
     payload = SimpleNamespace(path=str(folder / "00.png"), orig_name="a.png")
     for given in (payload, [payload]):
         with pytest.raises(gr.Error, match="Upload the file"):
-            batch_tab._uploads(given)
-    assert batch_tab._uploads(None) == []
+            list_uploads(given)
+    assert list_uploads(None) == []
 
 
 # ------------------------------------------------------------------------------------- two sides
@@ -153,7 +154,7 @@ def test_only_uploads_are_read(folder):
 
 def test_two_models_or_two_searches_stand_side_by_side(models, folder):
     several = app.build(models, [str(folder / "00.png")]).get_config_file()
-    alone = app.build(Models({"tiny": models["tiny"]}), []).get_config_file()
+    alone = app.build(Models.of({"tiny": models["tiny"]}), []).get_config_file()
 
     def value(config, name):
         return next(
@@ -166,8 +167,15 @@ def test_two_models_or_two_searches_stand_side_by_side(models, folder):
     assert value(several, "a-mode") == value(several, "b-mode") == settings.BEAM
     assert value(alone, "a-mode") != value(alone, "b-mode")
     for side in "ab":
-        assert value(several, f"viewer-{side}")["sentences"]
+        assert "notice" in value(several, f"viewer-{side}")
         assert value(alone, f"viewer-{side}") is None
+
+
+def test_the_example_is_captioned_once_for_all_visitors(models, folder):
+    view = app.caption_example(models, str(folder / "00.png"))
+    for _, model, mode in compare_tab.sides(models):
+        assert view(model, mode).sentences
+        assert view(model, mode) is view(model, mode)
 
 
 def test_a_side_says_what_it_shows(models, folder):
@@ -239,10 +247,7 @@ def test_a_malicious_record_and_name_are_text(models):
 
 
 def test_the_card_of_the_shipped_model_is_complete(models):
-    with gr.Blocks() as blocks:
-        about_tab.build(Models({SHIPPED: models["tiny"]}))
-    (value,) = (each["props"]["value"] for each in blocks.get_config_file()["components"][:1])
-    text = html.unescape(value)
+    text = html.unescape(about_tab.about(Models.of({SHIPPED: models["tiny"]})))
     for told in (about_tab.LICENCE, *about_tab.FAILURES, *about_tab.COMMON_FAILURES):
         assert told in text
     assert "You cannot say" in text

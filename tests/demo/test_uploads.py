@@ -12,8 +12,8 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 from helpers.damaged import make_zip
 
-from captioner.demo import limits
-from captioner.demo.unzip import count_photos, read_photos, shown_name
+from captioner.demo import security
+from captioner.demo.uploads import count_zip, read_zip, shown_name
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +24,17 @@ def folder(tmp_path_factory):
 
 
 def errors(path):
-    return [item.error for item in read_photos(str(path), "a.zip")]
+    return [item.error for item in read_zip(str(path), "a.zip")]
 
 
 def test_a_zip_gives_its_photos_and_nothing_else(tmp_path, folder):
     photo = (folder / "00.png").read_bytes()
     members = {"b/one.png": photo, "a.JPG": photo, "notes.txt": b"", "__MACOSX/._a.jpg": b""}
     path = make_zip(tmp_path / "a.zip", {**members, ".hidden.png": photo, "folder.png/": b""})
-    items = list(read_photos(path, "a.zip"))
+    items = list(read_zip(path, "a.zip"))
     assert [item.name for item in items] == ["b/one.png", "a.JPG"]
     assert all(item.source == photo and item.error is None for item in items)
-    assert count_photos(path) == 2
+    assert count_zip(path) == 2
 
 
 @pytest.mark.parametrize(
@@ -57,18 +57,18 @@ def test_nothing_of_a_zip_reaches_the_disk(tmp_path, folder):
     (tmp_path / "in").mkdir()
     path = make_zip(tmp_path / "in" / "a.zip", {"../out.png": photo, "/tmp/out.png": photo})
     before = set(tmp_path.rglob("*"))
-    assert [item.source for item in read_photos(path, "a.zip")] == [photo, photo]
+    assert [item.source for item in read_zip(path, "a.zip")] == [photo, photo]
     assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "PHOTO", 1 << 20)
+    monkeypatch.setattr(security, "MAX_FILE_BYTES", 1 << 20)
     path = make_zip(tmp_path / "a.zip", {"a.png": bytes(2 << 20), "b.png": b"x"})
-    assert errors(path) == ["too large: 2,097,152 bytes", None]
+    assert errors(path) == ["too large: 2,097,152 bytes, over the limit of 1 MB", None]
 
 
 def test_all_of_a_zip_together_has_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "UNPACKED", 1 << 20)
+    monkeypatch.setattr(security, "MAX_UNZIPPED_BYTES", 1 << 20)
     path = make_zip(tmp_path / "a.zip", {f"{number}.png": bytes(400_000) for number in range(9)})
     found = errors(path)
     assert found == [None, None, "over 1 MB unpacked: the rest is left out"]
@@ -79,14 +79,14 @@ def test_a_header_that_lies_about_the_size_unpacks_no_more(tmp_path):
     content = path.read_bytes()
     lie = content.replace(struct.pack("<L", 3 << 20), struct.pack("<L", 1000))
     path.write_bytes(lie)
-    (item,) = read_photos(str(path), "a.zip")
+    (item,) = read_zip(str(path), "a.zip")
     assert item.error == "damaged in the zip"
 
 
 def test_a_zip_of_a_million_names_is_refused(tmp_path):
     path = make_zip(tmp_path / "a.zip", {"n" * 200 + str(number): b"" for number in range(6000)})
     assert errors(path) == ["damaged zip (too many files in it)"]
-    assert count_photos(path) == 1
+    assert count_zip(path) == 1
 
 
 def test_odd_zips_are_told(tmp_path, folder):
@@ -111,7 +111,7 @@ def test_what_is_no_zip_is_told(tmp_path, content):
     (error,) = errors(path)
     assert error.startswith("damaged zip")
     assert str(tmp_path) not in error
-    assert count_photos(str(path)) == 1
+    assert count_zip(str(path)) == 1
 
 
 def test_any_damage_to_a_zip_is_an_error_not_a_crash(tmp_path, folder):
@@ -124,4 +124,4 @@ def test_any_damage_to_a_zip_is_an_error_not_a_crash(tmp_path, folder):
         for place in rng.integers(0, len(damaged), 8):
             damaged[place] = rng.integers(256)
         path.write_bytes(damaged)
-        assert all(item.error or item.source for item in read_photos(str(path), "b.zip"))
+        assert all(item.error or item.source for item in read_zip(str(path), "b.zip"))

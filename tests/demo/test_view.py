@@ -14,8 +14,16 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 from captioner.api import Captioner
 from captioner.demo.downloads import KINDS, make_file
-from captioner.demo.payload import encode_map, encode_ramp, error_payload, place, view_payload
-from captioner.demo.view import SHOWN_SIDE, caption_photo, score_sentence
+from captioner.demo.session import (
+    SHOWN_SIDE,
+    caption_image,
+    encode_map,
+    encode_ramp,
+    error_payload,
+    place,
+    score_sentence,
+    view_payload,
+)
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.image.visualize import heat_colours
 
@@ -35,7 +43,7 @@ def photo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def view(captioner, photo):
-    return caption_photo(captioner, photo, {"beam": 3, "num_captions": 3})
+    return caption_image(captioner, photo, {"beam": 3, "num_captions": 3})
 
 
 def test_a_view_holds_what_the_library_says(captioner, photo, view):
@@ -48,7 +56,7 @@ def test_a_view_holds_what_the_library_says(captioner, photo, view):
 
 def test_the_photo_is_made_small_and_keeps_its_shape(view):
     assert max(view.size) == SHOWN_SIDE
-    assert view.photo.size == view.size
+    assert view.image.size == view.size
     assert view.size[0] / view.size[1] == pytest.approx(1200 / 2000, abs=1e-3)
 
 
@@ -56,7 +64,7 @@ def test_a_turned_photo_is_shown_upright(captioner, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (90, 30), "red").save(tmp_path / "turned.jpg", exif=exif)
-    assert caption_photo(captioner, str(tmp_path / "turned.jpg"), {}).size == (30, 90)
+    assert caption_image(captioner, str(tmp_path / "turned.jpg"), {}).size == (30, 90)
 
 
 def test_probabilities_are_those_of_the_words(view):
@@ -71,20 +79,20 @@ def test_what_is_no_photo_is_told_without_the_servers_path(captioner, tmp_path, 
     path = tmp_path / "secret-place.jpg"
     path.write_bytes(content)
     with pytest.raises(ImageError, match=r"^This photo cannot be used: .") as caught:
-        caption_photo(captioner, str(path), {})
+        caption_image(captioner, str(path), {})
     assert "secret" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
 
 
 def test_a_photo_that_has_gone_is_told_without_its_path(captioner, tmp_path):
     with pytest.raises(CaptionerError, match="no longer here") as caught:
-        caption_photo(captioner, str(tmp_path / "gone.jpg"), {})
+        caption_image(captioner, str(tmp_path / "gone.jpg"), {})
     assert "gone.jpg" not in str(caught.value)
 
 
 def test_options_that_contradict_each_other_are_told(captioner, photo):
     with pytest.raises(ConfigError):
-        caption_photo(captioner, photo, {"beam": 1, "num_captions": 2})
+        caption_image(captioner, photo, {"beam": 1, "num_captions": 2})
 
 
 def test_an_own_sentence_takes_the_place_of_the_last_one(captioner, photo, view):

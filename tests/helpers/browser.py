@@ -54,7 +54,7 @@ def serve_demo():
     pages = []
 
     def serve_these(captioners, examples=()):
-        page, address = serve(Models(captioners), examples=list(map(str, examples)))
+        page, address = serve(Models.of(captioners), examples=list(map(str, examples)))
         pages.append(page)
         return address
 

@@ -1,21 +1,24 @@
-"""The tab about the models: what each was made of, how good it is, where it fails, whose it is.
+"""The tab about the models: what each is made of, how good it is, where it fails, its licence.
 
-All of it comes from the model file's own record, but for what no training can know: licence and
-failures of the model that ships with the package are told here.
+All of this comes from the record in the model file, except for licence and failures of the model
+that ships with the package: no training can know these.
 """
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from captioner.api import Captioner
+from captioner.demo.components import START_QUEUE, read_asset
 from captioner.demo.models import SHIPPED, Models
-from captioner.demo.viewer import read_asset
 from captioner.info import record_rows
+
+if TYPE_CHECKING:
+    from captioner.api import Captioner
 
 LICENCE = (
     "Apache-2.0, the code and the weights. Trained on Flickr8k (Hodosh et al. 2013) and a part of "
@@ -49,18 +52,23 @@ _SHARES = ("bleu1", "bleu4", "rouge_l")  # told in percent
 
 
 def build(models: Models) -> None:
-    """Lay out the tab inside the current ``gr.Blocks``."""
+    """Lay out the tab inside the current `gr.Blocks`; it is filled once the models are loaded."""
+    gr.on(None, partial(about, models), None, gr.HTML(elem_id="about"), **START_QUEUE)
+
+
+def about(models: Models) -> str:
+    """Return the content of the tab as HTML."""
     cards = [card(name, models[name], shipped=name == SHIPPED) for name in models.names]
-    gr.HTML("".join([*cards, _attention(SHIPPED in models.names)]), elem_id="about")
+    return "".join([*cards, _attention(SHIPPED in models.names)])
 
 
 def card(name: str, captioner: Captioner, *, shipped: bool = False) -> str:
-    """A model card as HTML; whatever comes from the model file is escaped.
+    """Return a model card as HTML; all that comes from the model file is escaped.
 
     Args:
-        name: As the page calls the model.
-        captioner: It.
-        shipped: Whether it is the package's own, whose licence and failures are known.
+        name: What the page calls the model.
+        captioner: The model.
+        shipped: Whether it is the one of the package, whose licence and failures are known.
     """
     record = captioner.header.record
     licence = LICENCE if shipped else "The model file names none: ask whoever trained it."
@@ -77,7 +85,7 @@ def card(name: str, captioner: Captioner, *, shipped: bool = False) -> str:
 
 
 def _network(captioner: Captioner) -> str:
-    """The network in a sentence."""
+    """Describe the network in two sentences."""
     config = captioner.header.config
     parameters = sum(parameter.numel() for parameter in captioner.model.parameters())
     height, width = captioner.model.encoder.grid_size
@@ -92,7 +100,7 @@ def _network(captioner: Captioner) -> str:
 
 
 def _data(record: Mapping[str, Any]) -> str:
-    """What it was trained on, as far as the record tells."""
+    """Name the training data, as far as the record tells."""
     files = _at(record, "recipe", "data", "train")
     names = [str(_at(file, "captions")) for file in files] if isinstance(files, list) else []
     told = []
@@ -107,7 +115,7 @@ def _data(record: Mapping[str, Any]) -> str:
 
 
 def _figures(record: Mapping[str, Any]) -> str:
-    """A table of the validation figures."""
+    """Return a table of the validation figures."""
     found = record.get("validation")
     figures = found if isinstance(found, Mapping) else {}
     rows = []
@@ -127,7 +135,7 @@ def _figures(record: Mapping[str, Any]) -> str:
 
 
 def _attention(measured: bool) -> str:
-    """What attention explains and what it does not."""
+    """Return what attention explains and what it does not."""
     text = read_asset("about_attention.html")
     if measured:
         rows = "".join(
@@ -161,7 +169,7 @@ def _rows(rows: list[tuple[str, str]]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Text as HTML shows it."""
+    """Escape a value for HTML."""
     return html.escape(str(value))
 
 
@@ -170,7 +178,7 @@ def _number(value: Any) -> str:
 
 
 def _at(value: Any, *keys: str) -> Any:
-    """A value deep inside a record; None where the way ends."""
+    """Look up a value deep inside a record; None if it is not there."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value

@@ -1,4 +1,4 @@
-"""The tab for many photos: files or zips in, a table out, to be taken home as JSON Lines or CSV."""
+"""The tab for many images: files or zips in, a table out, saved as JSON Lines or CSV."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from captioner.batch.formats import CsvFormat, Format, JsonLinesFormat
 from captioner.batch.item import Result
-from captioner.demo.limits import BATCH_QUEUE, PHOTOS, UPLOAD
+from captioner.demo.components import BATCH_QUEUE, files_input, read_asset
+from captioner.demo.downloads import CaptionTables
 from captioner.demo.models import Models
-from captioner.demo.payload import error_payload
-from captioner.demo.settings import Settings, search_options
-from captioner.demo.uploads import Photo, Upload, caption_uploads, count_uploads
-from captioner.demo.viewer import read_asset
+from captioner.demo.security import MAX_FILE_BYTES, MAX_IMAGES, MAX_UPLOAD_BYTES
+from captioner.demo.session import error_payload
+from captioner.demo.settings import Settings, decoding_options
+from captioner.demo.uploads import OpenedImage, Upload, caption_uploads, count_uploads
 from captioner.errors import CaptionerError
 
 _EVERY = 0.3  # seconds between two updates of the table
-_HINT = f"Up to {PHOTOS} photos at a time, each file or zip up to {UPLOAD.upper()[:-2]} MB."
+_HINT = (
+    f"Up to {MAX_IMAGES} photos at a time, each file or zip up to {MAX_FILE_BYTES >> 20} MB, "
+    f"together up to {MAX_UPLOAD_BYTES >> 20} MB."
+)
 
 
 def build(models: Models) -> None:
-    """Lay out the tab inside the current ``gr.Blocks``."""
+    """Lay out the tab inside the current `gr.Blocks`."""
     with gr.Row(elem_classes="caption-tab"):  # laid out by assets/page.css
         with gr.Column(elem_classes="input"):
             files = files_input(elem_id="files")
             gr.HTML(_HINT, elem_classes="hint")
-            with gr.Row(elem_classes="take-home"):
+            with gr.Row(elem_classes="save"):
                 lines = gr.DownloadButton(
                     "JSON Lines", size="sm", interactive=False, elem_id="take-jsonl"
                 )
@@ -64,77 +67,48 @@ def build(models: Models) -> None:
     files.clear(_nothing, None, shown, queue=False, api_visibility="private", cancels=[event])
 
 
-def files_input(**options: Any) -> gr.File:
-    """A ``gr.File`` whose value in Python is a list of :class:`Upload`, unopened."""
-    files: Any = gr.File(
-        file_count="multiple",
-        file_types=["image", ".zip"],
-        label="Photos, or a zip of them",
-        show_label=False,
-        height=190,
-        **options,
-    )
-    files.preprocess = _uploads  # Gradio's own would leave a temporary file behind for each
-    return files
-
-
-def _uploads(payload: Any) -> list[Upload]:
-    """Of a ``FileData`` or a ``ListFiles``."""
-    if payload is None:
-        return []
-    single = hasattr(payload, "path")
-    return [Upload.of(file.path, file.orig_name) for file in ([payload] if single else payload)]
-
-
 def on_files(
     models: Models, cache: str, files: Sequence[Upload], model: str, *search: Any
 ) -> Iterator[tuple[Any, ...]]:
-    """Caption the files: the table as it grows, at last with the two files to take home.
+    """Caption the files; yield the table as it grows, at last with the two files to save.
 
     Args:
         models: To choose among.
-        cache: Gradio's, for these files.
+        cache: Gradio's folder for files to save.
         files: What was uploaded.
-        model: Its name.
-        *search: Values of :attr:`Settings.search`.
+        model: Name of the model.
+        *search: Values of `Settings.search`.
     """
     if not files:
         yield _nothing()
         return
     waiting = _nothing()[1:]
-    options = search_options(*search)
-    forms: dict[str, Format] = {
-        "captions.jsonl": JsonLinesFormat(),
-        "captions.csv": CsvFormat(options["num_captions"]),
-    }
-    records = {name: [form.header] for name, form in forms.items()}
+    options = decoding_options(*search)
+    tables = CaptionTables(options["num_captions"])
     rows: list[dict[str, Any]] = []
     total = count_uploads(files)
     yield {"rows": [], "total": total, "done": False}, *waiting
     shown_at = time.monotonic()
     try:
-        for photo, result in caption_uploads(models[model], files, options):
-            rows.append(row_payload(photo, result))
-            for name, form in forms.items():
-                records[name].append(form.encode(photo, result) or "")
+        for image, result in caption_uploads(models[model], files, options):
+            rows.append(row_payload(image, result))
+            tables.add(image, result)
             if time.monotonic() - shown_at > _EVERY:
                 yield {"rows": list(rows), "total": total, "done": False}, *waiting
                 shown_at = time.monotonic()
     except CaptionerError as error:
         yield error_payload(str(error)), *waiting
         return
-    made = [
-        save_bytes_to_cache("".join(texts).encode(), name, cache) for name, texts in records.items()
-    ]
+    made = [save_bytes_to_cache(data, name, cache) for name, data in tables.files().items()]
     ready = [gr.update(value=path, interactive=True) for path in made]
     yield {"rows": rows, "total": len(rows), "done": True}, *ready
 
 
-def row_payload(photo: Photo, result: Result) -> dict[str, Any]:
-    """A row for the page, which sets all of it as text."""
-    row: dict[str, Any] = {"name": photo.name}
-    if photo.thumbnail:
-        encoded = base64.b64encode(photo.thumbnail).decode("ascii")
+def row_payload(image: OpenedImage, result: Result) -> dict[str, Any]:
+    """Return a row in the form that the page draws; it sets all of it as text."""
+    row: dict[str, Any] = {"name": image.name}
+    if image.thumbnail:
+        encoded = base64.b64encode(image.thumbnail).decode("ascii")
         row["thumbnail"] = "data:image/jpeg;base64," + encoded
     if isinstance(result, str):
         return {**row, "error": result}
@@ -143,5 +117,5 @@ def row_payload(photo: Photo, result: Result) -> dict[str, Any]:
 
 
 def _nothing() -> tuple[Any, ...]:
-    """The empty table, and nothing to take home."""
+    """Return the empty table, and nothing to save."""
     return None, *[gr.update(value=None, interactive=False)] * 2

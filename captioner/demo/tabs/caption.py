@@ -1,48 +1,58 @@
-"""The first tab: a photo in, its caption out, and what each word looked at."""
+"""The first tab: an image in, its caption out, and where the model looked for each word."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from captioner.demo.components import photo_input
+from captioner.demo.components import (
+    MODEL_QUEUE,
+    START_QUEUE,
+    attention_viewer,
+    image_input,
+    read_asset,
+)
 from captioner.demo.downloads import KINDS, make_file
-from captioner.demo.limits import MODEL_QUEUE, TEXT
 from captioner.demo.models import Models
-from captioner.demo.payload import error_payload, view_payload
-from captioner.demo.settings import Settings, search_options
-from captioner.demo.view import View, caption_photo, score_sentence
-from captioner.demo.viewer import attention_viewer, read_asset
+from captioner.demo.security import MAX_TEXT
+from captioner.demo.session import (
+    View,
+    caption_image,
+    error_payload,
+    notice_payload,
+    score_sentence,
+    view_payload,
+)
+from captioner.demo.settings import Settings, decoding_options
 from captioner.errors import CaptionerError
 from captioner.tokenizer import tokenize
 
 
-def build(models: Models, examples: Sequence[str], first: View | None = None) -> None:
-    """Lay out the tab inside the current ``gr.Blocks``.
+def build(models: Models, examples: Sequence[str], start: Callable[[], View] | None) -> None:
+    """Lay out the tab inside the current `gr.Blocks`.
 
     Args:
         models: To choose among.
-        examples: Paths of example photos; may be empty.
-        first: What is shown before a photo is given.
+        examples: Paths of example images; may be empty.
+        start: Returns what is shown before an image is given; None shows nothing.
     """
     with gr.Row(elem_classes="caption-tab"):  # laid out by assets/page.css
         with gr.Column(elem_classes="input"):
-            photo = photo_input(elem_id="photo")
+            image = image_input(elem_id="photo")
             if examples:
-                gr.Examples([[path] for path in examples], photo, label="Examples")
+                gr.Examples([[path] for path in examples], image, label="Examples")
         with gr.Column(elem_classes="result"):
-            viewer = attention_viewer(view_payload(first) if first else None, elem_id="viewer")
+            viewer = attention_viewer(notice_payload() if start else None, elem_id="viewer")
             own = gr.Textbox(
                 label="Your own sentence: how likely does the model find it?",
                 placeholder="a cup of coffee on a table",
                 submit_btn="Ask",
                 max_lines=1,
-                max_length=TEXT,
+                max_length=MAX_TEXT,
                 elem_id="own",
             )
             with gr.Row(elem_id="downloads"):
@@ -55,14 +65,16 @@ def build(models: Models, examples: Sequence[str], first: View | None = None) ->
             gr.Accordion("Settings", open=False, elem_id="settings"),
         ):
             settings = Settings(models)
-    state = gr.State(first, time_to_live=3600)
+    state = gr.State(None, time_to_live=3600)
 
     shown, given = [viewer, state], [settings.model, *settings.looks, *settings.search]
-    photo.change(partial(on_photo, models), [photo, *given], shown, **MODEL_QUEUE)
+    if start:
+        gr.on(None, partial(on_start, start), None, shown, **START_QUEUE)
+    image.change(partial(on_image, models), [image, *given], shown, **MODEL_QUEUE)
     gr.on(
         settings.changes,
         partial(on_settings, models),
-        [photo, state, *given],
+        [image, state, *given],
         shown,
         trigger_mode="always_last",
         **MODEL_QUEUE,
@@ -91,14 +103,20 @@ def build(models: Models, examples: Sequence[str], first: View | None = None) ->
     )
 
 
-def on_photo(
+def on_start(start: Callable[[], View]) -> tuple[dict[str, Any], View]:
+    """Show the example; this waits while the models are loaded."""
+    view = start()
+    return view_payload(view), view
+
+
+def on_image(
     models: Models, path: str | None, model: str, style: str, strength: float, *search: Any
 ) -> tuple[dict[str, Any] | None, View | None]:
-    """Caption a photo: what the viewer shows, and the visitor's state."""
+    """Caption an image; return what the viewer shows, and the visitor's state."""
     if not path:
         return None, None
     try:
-        view = caption_photo(models[model], path, search_options(*search))
+        view = caption_image(models[model], path, decoding_options(*search))
     except CaptionerError as error:
         return error_payload(str(error)), None
     return view_payload(view, style, strength), view
@@ -107,8 +125,8 @@ def on_photo(
 def on_settings(
     models: Models, path: str | None, view: View | None, *given: Any
 ) -> tuple[dict[str, Any] | None, View | None]:
-    """Caption the photo on show once more; a setting that does not work forgets nothing."""
-    shown, new = on_photo(models, path or (view.source if view else None), *given)
+    """Caption the image on show once more; an impossible setting keeps the state."""
+    shown, new = on_image(models, path or (view.source if view else None), *given)
     return shown, new or view
 
 
@@ -118,13 +136,10 @@ def on_sentence(
     """Score the visitor's own sentence and show it among the others."""
     if view is None:
         raise gr.Error("Give a photo first.", print_exception=False)
-    sentence = (text or "")[:TEXT]  # as the page does
+    sentence = (text or "")[:MAX_TEXT]  # as the page does
     if not tokenize(sentence):
         raise gr.Error("Type at least one word.", print_exception=False)
-    try:
-        view = score_sentence(models[model], view, sentence)
-    except CaptionerError as error:
-        raise gr.Error(html.escape(str(error), quote=False), print_exception=False) from None
+    view = score_sentence(models[model], view, sentence)
     return view_payload(view, style, strength), view
 
 
