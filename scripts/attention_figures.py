@@ -16,9 +16,9 @@ from pathlib import Path
 
 from captioner import Captioner
 from captioner.data.annotations import Example, read_captions
-from captioner.evaluation.attention import CategoryMasks
 from captioner.evaluation.evaluate import Evaluation, evaluate
-from captioner.evaluation.faithfulness_report import METHODS
+from captioner.evaluation.faithfulness import METHODS
+from captioner.evaluation.masks import CocoInstances
 from captioner.utils.files import replacing
 
 PAGE = Path(__file__).parents[1] / "docs" / "attention.md"
@@ -65,12 +65,12 @@ def main() -> None:
 def outlined_photos(coco: Path, photos: int | None) -> tuple[list[Path], list[Example]]:
     """COCO's object files in a folder, and the (first) captioned photos that they outline."""
     instances = sorted(coco.glob("instances_*.json"))
-    masks = CategoryMasks(*instances)
+    objects = CocoInstances(*instances)
     examples = [
         example
         for captions in sorted(coco.glob("captions_*.json"))
         for example in read_captions(captions, coco / "images", missing="skip")
-        if example.image_id in masks
+        if example.image_id in objects
     ]
     return instances, examples[:photos]
 
@@ -158,7 +158,8 @@ def classes(evaluation: Evaluation) -> str:
         for name, c in groups.items()
     ]
     return (
-        "**By word class.** `absent`: a category that the photo lacks.\n\n"
+        "**By word class.** `absent`: a category that the photo lacks; `no mask`: one that "
+        "it has only as a crowd or without an outline.\n\n"
         + table(heads, rows)
         + "\n\n"
         + table(["mean drop by deletion", "words", *METHODS], drops)

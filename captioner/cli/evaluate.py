@@ -17,9 +17,9 @@ from captioner.cli.options import given_search_options, load_captioner, search_o
 from captioner.data.annotations import read_captions
 from captioner.errors import CaptionerError, ConfigError
 from captioner.evaluation.compare import compare_files
+from captioner.evaluation.masks import CocoInstances
 from captioner.evaluation.report import ReportPhoto, write_report
 from captioner.evaluation.results import score_results
-from captioner.metrics.chair import read_objects
 from captioner.metrics.diversity import training_captions
 from captioner.utils.files import replacing
 
@@ -76,7 +76,7 @@ def evaluate_captions(arguments: argparse.Namespace) -> int:
     result = score_results(
         arguments.results,
         examples,
-        objects=read_objects(arguments.instances) if arguments.instances else None,
+        objects=CocoInstances(*arguments.instances).present if arguments.instances else None,
         training=_training_captions(arguments.training),
         official=arguments.official,
     )

@@ -1,7 +1,7 @@
 """Everything that is measured on captions alone, whoever wrote them: a model just now, or a file.
 
 Metrics with intervals, diversity, object hallucination, the official Java metrics, and the scores
-of every photo in the form that ``captioner compare`` reads.
+of every photo in the form that `captioner compare` reads.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class CaptionQuality:
     def to_dict(self) -> dict[str, Any]:
         """All figures and the scores of every photo, as JSON can hold them.
 
-        Metrics are fractions under ``metrics``. ``images`` has an entry per photo; its
-        ``bleu_counts`` are the correct n-grams of orders 1 to 4, the possible ones, the words of
+        Metrics are fractions under `metrics`. `images` has an entry per photo; its
+        `bleu_counts` are the correct n-grams of orders 1 to 4, the possible ones, the words of
         the caption and of the reference closest in length.
         """
         return {
@@ -160,7 +160,7 @@ def measure_quality(
     captions: Sequence[str | None],
     references: Sequence[Sequence[str]],
     *,
-    objects: Mapping[int, Set[str]] | None = None,
+    objects: Mapping[int | str, Set[str]] | None = None,
     training: Set[tuple[str, ...]] | None = None,
     official: bool = False,
 ) -> CaptionQuality:
@@ -171,8 +171,8 @@ def measure_quality(
         captions: Their captions as written. None for a photo that was left out: it scores 0 where
             scores are means, lowers BLEU, and recalls nothing; no model gains by it.
         references: One or more references a photo, as written.
-        objects: Categories by image id (:func:`~.chair.read_objects`): measures hallucination.
-        training: Captions of the training set (:func:`~.diversity.training_captions`): finds
+        objects: Categories by image id (`read_objects`): measures hallucination.
+        training: Captions of the training set (`training_captions`): finds
             copies.
         official: Also run the official Java tools.
 

@@ -112,7 +112,7 @@ def compare_files(
     *,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two files: what ``captioner evaluate --json`` wrote, or captions to score now.
+    """Compare two files: what `captioner evaluate --json` wrote, or captions to score now.
 
     Args:
         a: The first file.
@@ -148,7 +148,7 @@ def compare_files(
 def read_scored(
     path: str | os.PathLike[str], examples: Sequence[Example] | None = None
 ) -> ScoredFile:
-    """The scores in a file of ``captioner evaluate --json``, or those of a file of results.
+    """The scores in a file of `captioner evaluate --json`, or those of a file of results.
 
     Raises:
         DataError: The file cannot be read or used, or has captions and no references were given.

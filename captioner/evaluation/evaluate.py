@@ -1,7 +1,7 @@
-"""Evaluate a captioner: free-running captions of every photo once, against all its references.
+"""Evaluate a captioner: caption every image once and score against all its references.
 
-What is scored is the sentence as a reader gets it, tokenized like the references: the official
-tools give the same figures for :attr:`Evaluation.results`.
+What is scored is the sentence as a reader gets it, tokenized like the references, so that the
+official tools give the same figures for `Evaluation.results`.
 
 Shapes: T words of a caption, (H, W) attention grid, L = H·W.
 """
@@ -16,17 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
 from captioner.data.annotations import Example
-from captioner.errors import DataError
-from captioner.evaluation.attention import AttentionReport, CategoryMasks
+from captioner.errors import ConfigError, DataError
+from captioner.evaluation.attention import AttentionMeasure, AttentionReport
 from captioner.evaluation.caption_metrics import CaptionQuality, measure_quality
-from captioner.evaluation.faithfulness_report import FaithfulnessReport
-from captioner.evaluation.probe import AttentionProbe
-from captioner.metrics.chair import read_objects
+from captioner.evaluation.faithfulness import FaithfulnessMeasure, FaithfulnessReport
+from captioner.evaluation.masks import CocoInstances
+from captioner.evaluation.saliency import saliency_maps
 from captioner.metrics.coco_caption import CaptionScores
+from captioner.models.attention import map_entropy
+from captioner.models.encoder import Grid
 from captioner.tokenizer import Vocabulary
+from captioner.utils.formatting import json_value, percent
 
 if TYPE_CHECKING:
     from captioner.api import Caption, Captioner, Failure
@@ -36,19 +39,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation found.
+    """The figures of an evaluation.
 
     Attributes:
-        quality: What was measured on the captions, corpus and per photo.
-        vocabulary_size: Words that the model knows.
-        unfinished: Share of captions that ``max_length`` cut, 0 to 1.
+        quality: Figures of the captions, of the corpus and per image.
+        vocabulary_size: Number of words that the model knows.
+        unfinished: Share of captions cut at `max_length`, 0 to 1.
         entropy: Mean entropy of the attention maps over all words, as a share of the uniform
             map's; NaN if no word was generated.
-        failures: One ``{"image_id", "error"}`` per photo that could not be read; not scored.
-        attention: The maps measured against object masks, if masks were given.
-        saliency: The saliency maps of the same words against the masks, if measured.
+        failures: One `{"image_id", "error"}` per image that could not be read; not scored.
+        attention: The maps measured against object masks, if instances files were given.
+        saliency: The saliency maps of the same words, measured likewise.
         faithfulness: The deletion check, if it was run.
-        search: Options of the search, as they were given.
+        search: The decoding options as given.
     """
 
     quality: CaptionQuality = field(repr=False)
@@ -63,19 +66,19 @@ class Evaluation:
 
     @property
     def scores(self) -> CaptionScores:
-        """The caption metrics, corpus and per photo (in the order of ``results``)."""
+        """The caption metrics, of the corpus and per image (in the order of `results`)."""
         return self.quality.scores
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """One ``{"image_id", "caption"}`` per scored photo, the COCO results format."""
+        """One `{"image_id", "caption"}` per scored image: the COCO results format."""
         return self.quality.results
 
     def table(self) -> str:
-        """The figures as text for a terminal: BLEU and ROUGE-L from 0 to 100, CIDEr-D from 0 up."""
+        """Return the figures as text for a terminal; BLEU and ROUGE-L from 0 to 100."""
         rows = [
             ("vocabulary known", f"{self.vocabulary_size:,} words"),
-            ("unfinished", f"{100 * self.unfinished:.1f} %"),
+            ("unfinished", percent(self.unfinished)),
             ("attention entropy", f"{self.entropy:.3f} (uniform map: 1)"),
         ]
         lines = [self.quality.table(), *(f"{name:20}{value}" for name, value in rows)]
@@ -88,19 +91,19 @@ class Evaluation:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures and the scores of every photo, as JSON can hold them.
+        """Return all figures and the scores of every image, as JSON can hold them.
 
-        Metrics are fractions under ``metrics``; one that is undefined is None.
+        Metrics are fractions under `metrics`; undefined ones are None.
         """
         return {
             **self.quality.to_dict(),
             "failures": self.failures,
             "vocabulary_size": self.vocabulary_size,
             "unfinished": self.unfinished,
-            "attention_entropy": None if math.isnan(self.entropy) else self.entropy,
-            "attention": None if self.attention is None else self.attention.to_dict(),
-            "saliency": None if self.saliency is None else self.saliency.to_dict(),
-            "faithfulness": None if self.faithfulness is None else self.faithfulness.to_dict(),
+            "attention_entropy": json_value(self.entropy),
+            "attention": self.attention and self.attention.to_dict(),
+            "saliency": self.saliency and self.saliency.to_dict(),
+            "faithfulness": self.faithfulness and self.faithfulness.to_dict(),
             "search": self.search,
         }
 
@@ -119,39 +122,50 @@ def evaluate(
     progress: bool = True,
     **search: Any,
 ) -> Evaluation:
-    """Caption every photo freely and score the captions against all references.
+    """Caption every image and score the captions against all references.
 
-    A photo that cannot be read has no caption to score. It is left out of every mean, and the
-    warning, :attr:`Evaluation.failures` and the table say so: figures with failures in them cannot
-    be compared with those of the full set.
+    An image that cannot be read has no caption to score. It is left out of every mean; a warning,
+    `Evaluation.failures` and the table report it, because figures with failures cannot be compared
+    with those of the full set.
+
+    An ensemble is evaluated as a whole, by the mean of its models' maps. Saliency and the deletion
+    check need a single model: saliency is then left out, the deletion check refused.
 
     Args:
         captioner: The model.
-        examples: Photos with their references.
-        instances: COCO ``instances_*.json`` files. The maps of those photos whose ids they hold
-            are measured against the masks (:mod:`captioner.evaluation.attention`), and their
-            captions for objects that are not there (:mod:`captioner.metrics.chair`).
-        saliency: Beside them measure the saliency maps of the same words, for comparison
-            (:mod:`captioner.evaluation.saliency`); about as slow as captioning.
-        deletions: Run the deletion check (:mod:`captioner.evaluation.faithfulness`) on so many
-            photos, spread evenly over all; several times slower than captioning.
-        training: Captions of the training set (:func:`~.diversity.training_captions`): finds
-            copies among the captions.
-        official: Also run the official Java metrics (:mod:`captioner.metrics.official`).
-        watch: Called with each caption as it comes.
-        batch_size: Photos encoded and decoded together.
-        progress: Show a bar on stderr, if that is a terminal.
-        **search: Fields of :class:`~captioner.decoding.options.DecodingOptions`.
+        examples: Images with their references.
+        instances: COCO `instances_*.json` files. For the images that they contain, attention maps
+            are measured against the masks (`captioner.evaluation.attention`), and captions for
+            objects that are not there (`captioner.metrics.chair`).
+        saliency: Also measure the saliency maps of the same words against the masks
+            (`captioner.evaluation.saliency`); takes about as long as captioning.
+        deletions: Run the deletion check (`captioner.evaluation.faithfulness`) on that many images,
+            spread evenly over all; takes several times as long as captioning.
+        training: Captions of the training set (`training_captions`), to find copies.
+        official: Also run the official Java metrics (`captioner.metrics.official`).
+        watch: Called with each caption as it is generated.
+        batch_size: Images encoded and decoded together.
+        progress: Show a progress bar on stderr, if that is a terminal.
+        **search: Fields of `DecodingOptions`.
 
     Raises:
-        DataError: No photo, a photo twice, none that can be read, none that has masks, or an
-            instances file that cannot be used.
+        DataError: There is no image, an image occurs twice, none can be read, none has masks, or an
+            instances file cannot be used.
+        ConfigError: The deletion check of an ensemble.
     """
     from tqdm import tqdm
 
     _check(examples)
-    masks = CategoryMasks(*instances) if instances else None
-    if masks is not None and not any(example.image_id in masks for example in examples):
+    if (deletions or (instances and saliency)) and len(captioner.members) > 1:
+        if deletions:
+            raise ConfigError(
+                "the deletion check (--faithfulness) measures one model, not an ensemble: "
+                "evaluate each model by itself"
+            )
+        logger.warning("saliency maps need a single model: the ensemble is measured without them")
+        saliency = False
+    objects = CocoInstances(*instances) if instances else None
+    if objects is not None and not any(example.image_id in objects for example in examples):
         files = ", ".join(str(path) for path in instances)
         raise DataError(f"none of the {len(examples)} photos to evaluate is in {files}")
     tally = _Tally()
@@ -159,10 +173,8 @@ def evaluate(
         (example.image for example in examples), batch_size=batch_size, **search
     )
     bar = tqdm(results, total=len(examples), unit="photo", disable=None if progress else True)
-    probe = AttentionProbe(
-        captioner, len(examples), masks=masks, saliency=saliency, deletions=deletions
-    )
-    # The maps stream through: those of a batch are gone before the next is made.
+    probe = _AttentionProbe(captioner, len(examples), objects, saliency, deletions)
+    # Maps are not kept: those of a batch are freed before the next batch is decoded.
     for example, caption in tally.follow(examples, bar):
         probe.add(example, caption)
         if watch is not None:
@@ -178,7 +190,7 @@ def evaluate(
         tally.image_ids,
         tally.captions,
         tally.references,
-        objects=read_objects(instances) if instances else None,
+        objects=None if objects is None else objects.present,
         training=training,
         official=official,
     )
@@ -188,15 +200,15 @@ def evaluate(
         unfinished=tally.unfinished / len(tally.captions),
         entropy=tally.entropy / tally.words if tally.words else math.nan,
         failures=tally.failures,
-        attention=probe.attention,
-        saliency=probe.saliency,
-        faithfulness=probe.faithfulness,
+        attention=None if probe.attention is None else probe.attention.report(),
+        saliency=None if probe.saliency is None else probe.saliency.report(),
+        faithfulness=None if probe.deletion is None else probe.deletion.report(),
         search=search,
     )
 
 
 class _Tally:
-    """What is kept of the captions as they pass by."""
+    """What is kept of each caption."""
 
     def __init__(self) -> None:
         self.image_ids: list[int | str] = []
@@ -210,7 +222,7 @@ class _Tally:
     def follow(
         self, examples: Sequence[Example], results: Iterable[Caption | Failure]
     ) -> Iterator[tuple[Example, Caption]]:
-        """Hand on each caption with its example, after noting it; note failures only."""
+        """Record every result, and yield each caption with its example."""
         from captioner.api import Failure
 
         for example, result in zip(examples, results, strict=True):
@@ -222,21 +234,68 @@ class _Tally:
             self.references.append(example.captions)
             self.words += len(result.words)
             self.unfinished += not result.finished
-            self.entropy += float(_entropies(result.attention).sum())
+            if result.words:
+                maps = torch.from_numpy(result.attention).flatten(1)  # (T, L)
+                self.entropy += float(map_entropy(maps).sum())
             yield example, result
 
 
-def _entropies(maps: np.ndarray) -> np.ndarray:
-    """Entropy of each map over log L: (T, H, W) -> (T,), 0 for a single cell, 1 for uniform."""
-    weights = maps.reshape(len(maps), math.prod(maps.shape[1:]))  # (T, L), also for T = 0
-    if weights.shape[1] < 2:
-        return np.zeros(len(maps))
-    logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
-    return np.asarray(-(weights * logs).sum(1) / math.log(weights.shape[1]))
+class _AttentionProbe:
+    """Measures the attention of captions: against masks, against saliency, by deletion.
+
+    Args:
+        captioner: The model that generates the captions.
+        images: How many captions will come.
+        objects: Object masks; captions of images that they lack are not measured against them.
+        saliency: Also measure the saliency maps of the same words.
+        deletions: Run the deletion check on that many captions, spread evenly over all.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        images: int,
+        objects: CocoInstances | None,
+        saliency: bool,
+        deletions: int,
+    ) -> None:
+        self._captioner, self._objects = captioner, objects
+        self.attention = AttentionMeasure(objects) if objects is not None else None
+        self.saliency = AttentionMeasure(objects) if objects is not None and saliency else None
+        self.deletion = FaithfulnessMeasure(captioner.model.decoder) if deletions else None
+        self._share = min(deletions, images) / images
+        self._seen = 0
+
+    def add(self, example: Example, caption: Caption) -> None:
+        """Measure one caption.
+
+        Raises:
+            ImageError: The image can no longer be read.
+        """
+        measured = self._objects is not None and example.image_id in self._objects
+        saliency = self.saliency if measured else None
+        # Chosen by position, so that the sample is the same for every model.
+        before, self._seen = self._seen, self._seen + 1
+        chosen = int(self._seen * self._share) > int(before * self._share)
+        deletion = self.deletion if chosen else None
+        if measured and self.attention is not None:
+            self.attention.add(int(example.image_id), caption.words, caption.attention)
+        if not caption.words or (saliency is None and deletion is None):
+            return
+        captioner = self._captioner  # encoded once more: the grids of a batch are not kept
+        with torch.no_grad():
+            grid = captioner.encode(captioner.read(caption.source)[None])
+        grid = Grid(grid.features.float(), grid.size)
+        ids = captioner.vocabulary.encode(caption.words)
+        maps = saliency_maps(captioner.model.decoder, grid, ids).cpu().numpy()  # (T, L)
+        if saliency is not None:
+            saliency.add(int(example.image_id), caption.words, maps.reshape(-1, *grid.size))
+        if deletion is not None:
+            deletion.add(grid, ids, caption.words, caption.attention, maps)
 
 
 def _check(examples: Sequence[Example]) -> None:
-    """Each photo once: a repeated id would be scored twice and be ambiguous in the results."""
+    """Check that each image occurs once: a repeated id would be ambiguous in the results."""
     if not examples:
         raise DataError("no photos to evaluate")
     twice = [name for name, n in Counter(e.image_id for e in examples).items() if n > 1]

@@ -1,56 +1,157 @@
 """Deletion check: does a word depend on the cells that its attention map shows?
 
-A map is faithful when taking away the cells it names takes away the word. For each content word of
-a generated caption the k cells with the largest weights are deleted from the encoder's grid
-(:mod:`captioner.evaluation.deletion` says how), and the drop of the word's log-probability is
-measured, the words before it unchanged. As many other cells are deleted for comparison:
+A map is faithful when deleting the cells it highlights makes the word less likely. For each content
+word of a generated caption the k cells with the largest weights are deleted from the encoder's
+grid, and the drop of the word's log-probability is measured, with the same words before it. As many
+cells are deleted for comparison by three other orders:
 
-- ``random``: drawn at random, the mean over several draws. A map that cuts no deeper says nothing.
-- ``centre``: the nearest to the photo's centre, what a map that knows no photo would show.
-- ``saliency``: the first of :mod:`captioner.evaluation.saliency`, the model's own derivative.
+- `random`: drawn at random, the mean over several draws. A map that does no better shows nothing.
+- `centre`: nearest to the image's centre first, what a map that ignores the image would show.
+- `saliency`: the largest of `captioner.evaluation.saliency`, the model's own derivative.
 
 The drop is given per share of the cells deleted, and as its mean over the shares: the area over the
 perturbation curve (Samek et al. 2017, arXiv 1509.06321), at the shares of DeYoung et al. 2020
 (arXiv 1911.03429, "comprehensiveness") and one more.
 
-Shapes: T words, L locations, N content words, M methods, S shares, G groups of words, P photos.
+*Deleted* means replaced by the mean feature of the image. A zero vector or noise would be a feature
+that the decoder has never seen, and its effect would be mistaken for the cell's importance. The
+decoder starts anew from the damaged grid, reads it for the words before, and distributes its
+attention again. Cells are deleted behind the encoder, so their neighbours, whose receptive fields
+overlap, still hold some of their information: the drops are lower bounds.
+
+Shapes: T words, L locations, N content words or deletions, M methods, S shares, G groups of words,
+P images, D feature size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from captioner.evaluation.deletion import (
-    by_weight,
-    deleted_log_probs,
-    first_cells,
-    from_centre,
-    remember_with_mean,
-)
-from captioner.evaluation.faithfulness_report import METHODS, DeletionCurve, FaithfulnessReport
+from captioner.evaluation.saliency import word_log_probs
 from captioner.metrics.coco_categories import name_categories, word_class
+from captioner.metrics.significance import (
+    CONFIDENCE,
+    SAMPLES,
+    percentile_interval,
+    resampled_sums,
+)
+from captioner.models.attention import Memory
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Grid
+from captioner.utils.formatting import interval, percent
 
-__all__ = ["SHARES", "FaithfulnessMeasure", "FaithfulnessReport"]
+METHODS = ("attention", "saliency", "centre", "random")
+"""How the cells to delete are chosen, in the order of all tables."""
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-"""Shares of the cells that are deleted; of few cells at least one."""
+"""Shares of the cells that are deleted, but at least one cell."""
 
 _GROUPS = ("all", "object", "colour", "number", "other")
 _ATTENTION, _SALIENCY, _CENTRE, _RANDOM = range(len(METHODS))
+_BATCH = 32  # deletions computed together: each has its own copy of the image's memory
+_TITLES = {
+    "attention": "attention's cells",
+    "saliency": "saliency's cells",
+    "centre": "cells at the centre",
+    "random": "random cells",
+}
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class DeletionCurve:
+    """Drops of log-probability in nats, means over a set of words.
+
+    Attributes:
+        words: Number of words.
+        log_prob: Mean log-probability on the intact image.
+        drops: By method, the drop at each share of deleted cells.
+        drop_intervals: Bootstrap intervals of `drops`.
+        areas: By method, the mean drop over the shares.
+        area_intervals: Bootstrap intervals of `areas`.
+        gains: By baseline, attention's area less the baseline's; above 0, attention is better.
+        gain_intervals: Bootstrap intervals of `gains` (paired: both from the same resample).
+        above_random: Share of the words whose area is larger for attention than for random cells.
+    """
+
+    words: int
+    log_prob: float
+    drops: dict[str, tuple[float, ...]]
+    drop_intervals: dict[str, tuple[Interval, ...]]
+    areas: dict[str, float]
+    area_intervals: dict[str, Interval]
+    gains: dict[str, float]
+    gain_intervals: dict[str, Interval]
+    above_random: float
+
+
+@dataclass(frozen=True)
+class FaithfulnessReport:
+    """The curves of all captions given to a `FaithfulnessMeasure`.
+
+    Attributes:
+        photos: Number of images.
+        shares: Shares of the grid's cells that were deleted, 0 to 1.
+        groups: Curves of all content words (`all`), of those that name an object (`object`),
+            a `colour` or a `number`, and of the `other` ones; empty groups are absent.
+        draws: Random choices of cells per image.
+        confidence, samples, seed: How the intervals were computed.
+    """
+
+    photos: int
+    shares: tuple[float, ...]
+    groups: dict[str, DeletionCurve]
+    draws: int
+    confidence: float
+    samples: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        plain = asdict(self)
+        plain["bootstrap"] = {key: plain.pop(key) for key in ("confidence", "samples", "seed")}
+        return plain
+
+    def table(self) -> str:
+        """Return the report as text for a terminal."""
+        if "all" not in self.groups:
+            return f"deletion check: no content word in {self.photos} photos"
+        curve = self.groups["all"]
+        head = "".join(f"{100 * share:>7g} %" for share in self.shares)
+        lines = [
+            f"deletion check: {curve.words} content words in {self.photos} photos; "
+            "drop of a word's log-probability",
+            f"{'share of cells deleted':24}{head}{'mean':>9}"
+            f"{f'{100 * self.confidence:g} % interval':>18}",
+        ]
+        for method in METHODS:
+            drops = "".join(f"{drop:>9.3f}" for drop in curve.drops[method])
+            bounds = interval(curve.area_intervals[method], ".3f")
+            lines.append(f"{_TITLES[method]:24}{drops}{curve.areas[method]:>9.3f}{bounds:>18}")
+        for method in METHODS[1:]:
+            blank = " " * 9 * len(self.shares)
+            bounds = interval(curve.gain_intervals[method], "+.3f")
+            lines.append(f"{'  above ' + method:24}{blank}{curve.gains[method]:>+9.3f}{bounds:>18}")
+        above = percent(curve.above_random)
+        lines.append(f"attention's cells matter more than random ones for {above} of the words")
+        return "\n".join(lines)
 
 
 class FaithfulnessMeasure:
-    """Deletes cells photo after photo and keeps sums only.
+    """Deletes cells image by image; keeps only sums.
 
     Args:
-        decoder: In ``eval()``.
+        decoder: In `eval()`.
         shares: Shares of the cells to delete.
-        draws: Random choices of cells per photo, shared by its words.
-        seed: Of the random choices.
+        draws: Random choices of cells per image, shared by its words.
+        seed: Seed of the random choices.
     """
 
     def __init__(
@@ -65,8 +166,8 @@ class FaithfulnessMeasure:
         self.shares = tuple(shares)
         self.draws = draws
         self._random = np.random.default_rng(seed)
-        # One a photo, (G, 3 + M·S): number of words, sum of their log-probabilities, how many
-        # fell deeper by attention than at random, sums of the drops.
+        # One per image, (G, 3 + M·S): number of words, sum of their log-probabilities, number that
+        # dropped further by attention than at random, sums of the drops.
         self._rows: list[np.ndarray] = []
 
     def add(
@@ -80,16 +181,15 @@ class FaithfulnessMeasure:
         """Measure the content words of one caption.
 
         Args:
-            grid: Of the photo, (1, L, D) in fp32.
+            grid: Of the image, (1, L, D) in fp32.
             ids: The caption's T words as the model's ids, without START and END.
-            words: The same as words.
-            attention: Their maps, (T, L) or (T, H, W).
-            saliency: The same for saliency.
+            words: The same words as text.
+            attention: Their attention maps, (T, L) or (T, H, W).
+            saliency: Their saliency maps, likewise.
         """
-        named = name_categories(words)
         groups = [
             "object" if category else word_class(word)
-            for category, word in zip(named, words, strict=True)
+            for category, word in zip(name_categories(words), words, strict=True)
         ]
         content = [t for t, group in enumerate(groups) if group != "function"]
         row = np.zeros((len(_GROUPS), 3 + len(METHODS) * len(self.shares)))
@@ -112,17 +212,17 @@ class FaithfulnessMeasure:
         attention: np.ndarray,
         saliency: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The log-probabilities (N,) of the content words, and their drops (N, M, S)."""
-        memory = remember_with_mean(self.decoder, grid)
+        """Return the log-probabilities (N,) of the content words, and their drops (N, M, S)."""
+        memory = memory_with_mean(self.decoder, grid)
         cells, sizes = grid.features.shape[1], (len(content), len(METHODS), len(self.shares))
 
         def log_probs(orders: list[np.ndarray], words: Sequence[int]) -> np.ndarray:
-            """Of all words on the photo without the first cells of each order: (orders, S, T)."""
+            """Score all words without the first cells of each order: (orders, S, T)."""
             deleted = np.concatenate([first_cells(order, self.shares) for order in orders])
             found = deleted_log_probs(self.decoder, memory, deleted, words)
             return found.double().cpu().numpy().reshape(len(orders), len(self.shares), -1)
 
-        # What does not depend on the word is deleted once for all of them.
+        # Orders that do not depend on the word are computed once for all words.
         none = np.zeros((1, cells), dtype=bool)
         intact = deleted_log_probs(self.decoder, memory, none, ids)[0].double().cpu().numpy()
         orders = [from_centre(grid.size, self._random)]
@@ -137,33 +237,29 @@ class FaithfulnessMeasure:
         return intact[content], drops
 
     def report(
-        self, *, confidence: float = 0.95, samples: int = 1000, seed: int = 0
+        self, *, confidence: float = CONFIDENCE, samples: int = SAMPLES, seed: int = 0
     ) -> FaithfulnessReport:
-        """The curves of all words given so far, with bootstrap intervals over the photos.
+        """Return the curves of all words given so far, with bootstrap intervals over images.
 
         Args:
             confidence: Coverage of the intervals.
             samples: Bootstrap resamples.
-            seed: Of the resampling.
+            seed: Seed of the resampling.
         """
         width = 3 + len(METHODS) * len(self.shares)
-        rows = np.array(self._rows).reshape(len(self._rows), len(_GROUPS), width)
-        photos = len(rows)
-        counts = np.zeros((samples, 0), dtype=np.int64)
-        if photos:
-            random = np.random.default_rng(seed)
-            counts = random.multinomial(photos, np.full(photos, 1 / photos), size=samples)
-        drawn = np.tensordot(counts, rows, 1)  # (samples, G, 3 + M·S)
-        total = rows.sum(0)
-        curves = {
-            group: self._curve(total[g], drawn[:, g], confidence)
-            for g, group in enumerate(_GROUPS)
-            if total[g, 0]
-        }
+        rows = np.array(self._rows).reshape(len(self._rows), len(_GROUPS) * width)
+        drawn = np.zeros((0, len(_GROUPS), width))
+        if self._rows:
+            drawn = resampled_sums(rows, samples, seed).reshape(samples, len(_GROUPS), width)
+        total = rows.sum(0).reshape(len(_GROUPS), width)
         return FaithfulnessReport(
-            photos=photos,
+            photos=len(rows),
             shares=self.shares,
-            groups=curves,
+            groups={
+                group: self._curve(total[g], drawn[:, g], confidence)
+                for g, group in enumerate(_GROUPS)
+                if total[g, 0]
+            },
             draws=self.draws,
             confidence=confidence,
             samples=samples,
@@ -171,34 +267,87 @@ class FaithfulnessMeasure:
         )
 
     def _curve(self, total: np.ndarray, drawn: np.ndarray, confidence: float) -> DeletionCurve:
-        """The curve of one group from its sums (3 + M·S) and the resamples' (samples, 3 + M·S)."""
-        drawn = drawn[drawn[:, 0] > 0]  # a resample of a few photos may hold no word
+        """Return the curve of a group from its sums (3 + M·S) and resamples (samples, 3 + M·S)."""
+        drawn = drawn[drawn[:, 0] > 0]  # a resample of a few images may hold no word
+        both = np.vstack((total, drawn))
+        drops = (both[:, 3:] / both[:, :1]).reshape(len(both), len(METHODS), len(self.shares))
+        areas = drops.mean(-1)  # (1 + samples, M); the first row is that of all images
+        gains = areas[:, :1] - areas
 
-        def drops(sums: np.ndarray) -> np.ndarray:  # (..., 3 + M·S) -> (..., M, S)
-            means = sums[..., 3:] / sums[..., :1]
-            return means.reshape(*sums.shape[:-1], len(METHODS), len(self.shares))
+        def bounds(values: np.ndarray) -> Interval:
+            return percentile_interval(values[1:], confidence)
 
-        def bounds(values: np.ndarray) -> np.ndarray:  # (samples, ...) -> (..., 2)
-            tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-            return np.moveaxis(np.quantile(values, tails, axis=0), 0, -1)
-
-        means, resampled = drops(total), drops(drawn)
-        areas, resampled_areas = means.mean(-1), resampled.mean(-1)
-        gains, resampled_gains = areas[:1] - areas, resampled_areas[:, :1] - resampled_areas
-        drop_bounds, area_bounds = bounds(resampled).tolist(), bounds(resampled_areas).tolist()
-        gain_bounds = bounds(resampled_gains).tolist()
-        others = list(enumerate(METHODS))[1:]
+        methods, baselines = list(enumerate(METHODS)), list(enumerate(METHODS))[1:]
         return DeletionCurve(
             words=int(total[0]),
             log_prob=float(total[1] / total[0]),
-            drops={name: tuple(means[m].tolist()) for m, name in enumerate(METHODS)},
-            drop_intervals={
-                name: tuple((low, high) for low, high in drop_bounds[m])
-                for m, name in enumerate(METHODS)
-            },
-            areas={name: float(areas[m]) for m, name in enumerate(METHODS)},
-            area_intervals={name: tuple(area_bounds[m]) for m, name in enumerate(METHODS)},
-            gains={name: float(gains[m]) for m, name in others},
-            gain_intervals={name: tuple(gain_bounds[m]) for m, name in others},
+            drops={name: tuple(drops[0, m].tolist()) for m, name in methods},
+            drop_intervals={name: tuple(map(bounds, drops[:, m].T)) for m, name in methods},
+            areas={name: float(areas[0, m]) for m, name in methods},
+            area_intervals={name: bounds(areas[:, m]) for m, name in methods},
+            gains={name: float(gains[0, m]) for m, name in baselines},
+            gain_intervals={name: bounds(gains[:, m]) for m, name in baselines},
             above_random=float(total[2] / total[0]),
         )
+
+
+@torch.no_grad()
+def memory_with_mean(decoder: Decoder, grid: Grid) -> Memory:
+    """Return the memory of one image (1, L, D) with its mean feature as one more cell: L + 1.
+
+    Keys and values are computed cell by cell, so a cell is deleted by reading the last one instead.
+    """
+    mean = grid.features.mean(1, keepdim=True)
+    return decoder.remember(Grid(torch.cat((grid.features, mean), 1), grid.size))
+
+
+@torch.no_grad()
+def deleted_log_probs(
+    decoder: Decoder, memory: Memory, deleted: np.ndarray, words: Sequence[int]
+) -> Tensor:
+    """Return the log-probability of every word of a sentence on damaged grids.
+
+    Args:
+        decoder: In `eval()`.
+        memory: Of one image, by `memory_with_mean`.
+        deleted: (N, L) bool, the cells to delete; a row without any is the intact image.
+        words: Ids of the T words, without START and END.
+
+    Returns:
+        (N, T) fp32.
+    """
+    locations = deleted.shape[1]
+    cells = np.where(deleted, locations, np.arange(locations))  # (N, L), which of the L + 1 to read
+    found = []
+    for index in torch.from_numpy(cells).to(memory.values.device).split(_BATCH):
+        damaged = memory._replace(values=memory.values[0][index], keys=memory.keys[0][index])
+        found.append(word_log_probs(decoder, damaged, words))
+    return torch.cat(found)
+
+
+def first_cells(order: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """Choose the first cells of an order: each share of all cells, but at least one.
+
+    Args:
+        order: (L,) indices of the cells, the first to delete first.
+        shares: S shares, 0 to 1; share 0 chooses no cell.
+
+    Returns:
+        (S, L) bool.
+    """
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order))
+    counts = [max(1, round(share * len(order))) if share > 0 else 0 for share in shares]
+    return ranks < np.array(counts)[:, None]
+
+
+def by_weight(weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return the cells of a map, heaviest first, ties in random order: (..., L) -> (L,)."""
+    flat = np.ravel(weights)
+    return np.lexsort((random.random(flat.size), -flat))
+
+
+def from_centre(grid: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+    """Return the cells of a grid (H, W), nearest to the image's centre first: (L,)."""
+    rows, columns = (np.abs((2 * np.arange(n) + 1) / n - 1) for n in grid)
+    return by_weight(-np.hypot(rows[:, None], columns), random)

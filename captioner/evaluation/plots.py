@@ -1,7 +1,7 @@
 """Plots as inline SVG: text that any browser draws sharp, light or dark, without a library.
 
-Colours come from the page's style sheet through classes (``bar``, ``line s0`` .. ``line s3``,
-``band``, ``axis``); a pointer on a mark shows its figures.
+Colours come from the page's style sheet through classes (`bar`, `line s0` .. `line s3`,
+`band`, `axis`); a pointer on a mark shows its figures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def histogram(
         others_label: What they are.
 
     Returns:
-        An ``<svg>`` element, or an empty text if there is no value.
+        An `<svg>` element, or an empty text if there is no value.
     """
     data = np.asarray([v for v in values if math.isfinite(v)], dtype=float)
     if not data.size:
@@ -87,13 +87,13 @@ def curves(
 
     Args:
         x_values: Rising, above 0; each gets a tick, in percent.
-        series: One value per ``x_values`` and line.
+        series: One value per `x_values` and line.
         bands: By the same names, (low, high) per value.
         x_label: Of the horizontal axis.
         y_label: Of the vertical axis.
 
     Returns:
-        An ``<svg>`` element.
+        An `<svg>` element.
     """
     bounds = [bound for pairs in bands.values() for pair in pairs for bound in pair]
     every = [v for values in series.values() for v in values] + bounds + [0.0]

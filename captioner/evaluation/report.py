@@ -1,6 +1,6 @@
 """A page to look at: figures with intervals, plots, and every photo with its captions and maps.
 
-``write_report`` makes one ``index.html`` that needs nothing else: no network, no library, no other
+`write_report` makes one `index.html` that needs nothing else: no network, no library, no other
 file. The photos are small JPEGs inside it; the attention maps are stored as numbers, one byte a
 cell, and the page lays them over the photo itself.
 
@@ -35,6 +35,7 @@ from captioner.evaluation.caption_metrics import CaptionQuality
 from captioner.evaluation.report_sections import sections
 from captioner.image.io import open_image
 from captioner.utils.files import replacing
+from captioner.utils.formatting import printable
 
 if TYPE_CHECKING:
     from captioner.api import Caption
@@ -70,7 +71,7 @@ class ReportPhoto:
 
     @classmethod
     def of(cls, example: Example, caption: Caption) -> ReportPhoto:
-        """The photo with a caption's words and maps; for ``evaluate(watch=...)``."""
+        """The photo with a caption's words and maps; for `evaluate(watch=...)`."""
         peaks = caption.attention.max(axis=(1, 2), initial=0)
         scale = np.where(peaks > 0, peaks, 1)[:, None, None]
         return cls(
@@ -95,7 +96,7 @@ def write_report(
     """Write the page.
 
     Args:
-        folder: Made if it is absent; ``index.html`` in it is replaced.
+        folder: Made if it is absent; `index.html` in it is replaced.
         quality: The captions and their scores.
         photos: What to show of them; those without an entry are shown as text only.
         title: What was evaluated.
@@ -198,7 +199,7 @@ def _jpeg(path: str, side: int) -> tuple[bytes, tuple[int, int]] | None:
     try:
         photo = open_image(path, shrink_to=side)
     except ImageError as error:
-        logger.warning("the report shows no photo for %s: %s", path, error)
+        logger.warning("the report shows no photo for %s: %s", printable(path), error)
         return None
     photo.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -213,5 +214,5 @@ def _json_for_html(value: Any) -> str:
 
 
 def _fill(template: str, values: dict[str, str]) -> str:
-    """Put values in the places of ``{{name}}``, all at once: a value is never searched."""
+    """Put values in the places of `{{name}}`, all at once: a value is never searched."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)

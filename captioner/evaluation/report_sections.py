@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from captioner import __version__
 from captioner.evaluation.caption_metrics import METRIC_NAMES, CaptionQuality, format_score
-from captioner.evaluation.faithfulness_report import METHODS
 from captioner.evaluation.plots import curves, histogram
 from captioner.metrics.significance import CONFIDENCE, SAMPLES
 from captioner.tokenizer import tokenize
 
 if TYPE_CHECKING:
-    from captioner.evaluation.attention_report import Figures
+    from captioner.evaluation.attention import Figures
     from captioner.evaluation.evaluate import Evaluation
-    from captioner.evaluation.faithfulness_report import FaithfulnessReport
+    from captioner.evaluation.faithfulness import FaithfulnessReport
 
+METHODS = ("attention", "saliency", "centre", "random")
 _TILES = ("cider", "bleu4", "rouge_l")
 
 

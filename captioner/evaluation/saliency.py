@@ -1,65 +1,56 @@
 """Gradient saliency: which cells a word depends on, by the model's own derivative.
 
-It is the yardstick for attention that uses no attention weights: for the same model and the same
-words it asks, to first order, how the log-probability of a word would change with the features of
-a cell. The derivative takes every way from the photo to the word: through what the attention reads,
-through where it looks (the keys), through the words before, and through the LSTM's initial state.
+Saliency is a yardstick for attention that does not use attention weights: for the same model and
+words it estimates, to first order, how the log-probability of a word changes with the features of a
+cell. The derivative follows every path from the image to the word: what the attention reads, where
+it looks (the keys), the words before, and the LSTM's initial state.
 
 The map of word t is max(0, Σ_d ∂ log p(y_t | y_<t, a) / ∂a_id · (a_id − ā_d)) for each cell i,
-normalised to sum 1: gradient times input (Shrikumar et al. 2017, arXiv 1704.02685) with the photo's
-mean feature ā as the input's zero point. To first order that is what the word loses when the cell
-is replaced by the mean feature, which is how :mod:`captioner.evaluation.deletion` deletes cells.
-Cells that speak against the word count as 0; with their magnitude the maps both met the masks and
-predicted deletions less well.
+normalised to sum to 1: gradient times input (Shrikumar et al. 2017, arXiv 1704.02685), measured
+from the image's mean feature ā. To first order it is what the word loses when the cell is replaced
+by the mean feature, which is how `captioner.evaluation.faithfulness` deletes cells. Cells that make
+the word less likely count as 0; with absolute values the maps matched the masks and predicted
+deletions less well.
 
-Shapes: T words, L locations, D feature size.
+Shapes: N images, T words, L locations, D feature size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from captioner.models.decoder import Decoder
+from captioner.models.attention import Memory
+from captioner.models.decoder import Decoder, teacher_forced
 from captioner.models.encoder import Grid
-from captioner.tokenizer import Vocabulary
-
-if TYPE_CHECKING:
-    from captioner.api import Captioner
-    from captioner.image.io import ImageSource
 
 
-@torch.no_grad()
-def photo_grid(captioner: Captioner, source: ImageSource) -> Grid:
-    """The encoder's grid of one photo, (1, L, D) in fp32.
-
-    Raises:
-        ImageError: The photo cannot be opened.
-    """
-    grid = captioner.encode(captioner.read(source)[None])
-    return Grid(grid.features.float(), grid.size)
+def word_log_probs(decoder: Decoder, memory: Memory, words: Sequence[int]) -> Tensor:
+    """Return the log-probability (N, T) of each word of a sentence, given the words before it."""
+    log_probs, _ = teacher_forced(decoder, memory, words)  # (N, T, V)
+    targets = torch.tensor(words, device=log_probs.device).expand(len(log_probs), -1)
+    return log_probs.gather(-1, targets[..., None]).squeeze(-1)
 
 
 def saliency_maps(decoder: Decoder, grid: Grid, words: Sequence[int]) -> Tensor:
-    """The saliency map of every word of a sentence, each word told the true ones before it.
+    """Return the saliency map of every word of a sentence, given the true words before it.
 
     Args:
-        decoder: In ``eval()``.
-        grid: Of one photo, (1, L, D).
+        decoder: In `eval()`.
+        grid: Of one image, (1, L, D).
         words: Ids of the T words, without START and END.
 
     Returns:
-        (T, L) fp32, not negative, each map summing to 1; a word that no cell speaks for gets the
-        uniform map.
+        (T, L) fp32, not negative, each map summing to 1; uniform for a word that no cell supports.
     """
     if not words:
         return grid.features.new_zeros(0, grid.features.shape[1])
     with torch.enable_grad():
         features = grid.features.detach().clone().requires_grad_()
-        log_probs = teacher_forced(decoder, Grid(features, grid.size), words)
+        memory = decoder.remember(Grid(features, grid.size))
+        log_probs = word_log_probs(decoder, memory, words)[0]  # (T,)
         gradients = torch.stack(
             [
                 torch.autograd.grad(log_prob, features, retain_graph=t + 1 < len(words))[0][0]
@@ -70,12 +61,3 @@ def saliency_maps(decoder: Decoder, grid: Grid, words: Sequence[int]) -> Tensor:
     maps = torch.einsum("tld,ld->tl", gradients, inputs).clamp(min=0)
     total = maps.sum(-1, keepdim=True)
     return torch.where(total > 0, maps / total, 1 / maps.shape[-1])
-
-
-def teacher_forced(decoder: Decoder, grid: Grid, words: Sequence[int]) -> Tensor:
-    """Log-probability of every word of a sentence given one photo: (T,)."""
-    tokens = torch.tensor([[[Vocabulary.START, *words]]], device=grid.features.device)
-    lengths = torch.tensor([[len(words)]], device=grid.features.device)
-    result = decoder(decoder.remember(grid), tokens, lengths)
-    log_probs: Tensor = result.logits.float().log_softmax(-1)  # (T, V)
-    return log_probs.gather(1, result.targets[:, None]).squeeze(1)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from captioner.metrics.ngrams import NGram, Words, check_captions, count_ngrams
 
-# The smoothing of coco-caption: 0 of 0 n-grams counts as (nearly) 0, not as an error.
+# The smoothing of coco-caption: 0 of 0 n-grams gives nearly 0 instead of an error.
 _TINY = 1e-15
 _SMALL = 1e-9
 
@@ -19,17 +19,17 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class BleuScore:
-    """BLEU-1 to BLEU-n of a set of captions, on the scale 0 to 1.
+    """BLEU-1 to BLEU-n of a set of captions, from 0 to 1.
 
     Attributes:
-        scores: the corpus scores, ``scores[n - 1]`` is BLEU-n. They are computed from the counts
-            of the whole set and are not the means of the scores per image.
-        per_image: (images, max_order) scores of the single captions; unreliable for n > 1, as one
-            missing order makes them 0.
-        counts: (images, 2 * max_order + 2) whole numbers that the scores follow from
-            (:func:`bleu_of_counts`): the correct n-grams of each order, the possible ones, the
-            words of the candidate and those of the reference it is compared with. Rows add up, so
-            that any set of these images can be scored without the captions.
+        scores: Corpus scores; `scores[n - 1]` is BLEU-n. They follow from the summed counts of
+            the whole set and are not means of the scores per image.
+        per_image: (images, max_order) scores of the single captions; unreliable for n > 1, where
+            one missing order makes a score 0.
+        counts: (images, 2 * max_order + 2) whole numbers from which `bleu_of_counts` computes the
+            scores: the correct n-grams of each order, the possible ones, the words of the
+            candidate and those of the reference it is compared with. Rows can be summed, so that
+            any subset of the images is scored without the captions.
     """
 
     scores: tuple[float, ...]
@@ -42,22 +42,22 @@ def bleu(
     references: Sequence[Sequence[Words]],
     max_order: int = 4,
 ) -> BleuScore:
-    """Scores tokenized candidates by their n-gram precision against all references.
+    """Score tokenized candidates by their n-gram precision against all references.
 
-    A candidate's n-gram counts at most as often as in the reference that has it most often. The
-    brevity penalty compares with the reference closest in length, the shorter one of two.
+    An n-gram of a candidate counts at most as often as in the reference that has it most often.
+    The brevity penalty uses the reference closest in length; of two equally close, the shorter.
 
     Args:
-        candidates: one list of words per image; an empty one scores 0. None is an image that was
-            left out: it counts as the longest reference with every n-gram wrong, and as no words
-            for the brevity penalty, so that leaving out is never better than any caption up to
-            that length. (An empty one can raise BLEU: it costs no precision, and the brevity
-            penalty forgives it where other captions are too long.)
-        references: for every image, one or more lists of words.
-        max_order: the longest n-grams.
+        candidates: One list of words per image; an empty one scores 0. None is an image without
+            a caption: it counts as the longest reference with every n-gram wrong, and as no words
+            for the brevity penalty. So leaving an image out never scores better than any caption
+            up to that length, whereas an empty caption could raise BLEU: it costs no precision,
+            and captions that are too long elsewhere make up for its missing words.
+        references: For every image, one or more lists of words.
+        max_order: Length of the longest n-grams.
 
     Raises:
-        DataError: if an image has no reference, or the numbers of images differ.
+        DataError: An image has no reference, or the numbers of images differ.
     """
     check_captions(candidates, references)
     counts = np.array(
@@ -76,7 +76,7 @@ def bleu(
 
 
 def _count(candidate: Words | None, references: Sequence[Words], max_order: int) -> list[int]:
-    """One row of :attr:`BleuScore.counts`."""
+    """Return one row of `BleuScore.counts`."""
     lengths = [len(reference) for reference in references]
     if candidate is None:
         longest = max(lengths)
@@ -94,12 +94,12 @@ def _count(candidate: Words | None, references: Sequence[Words], max_order: int)
 
 
 def bleu_of_counts(counts: Array) -> Array:
-    """BLEU-1 to BLEU-n of counts, row by row.
+    """Return BLEU-1 to BLEU-n of each row of counts.
 
-    The geometric means of the precisions of orders 1 to n, times the brevity penalty.
+    BLEU-n is the geometric mean of the precisions of orders 1 to n, times the brevity penalty.
 
     Args:
-        counts: (rows, 2 * max_order + 2) as in :attr:`BleuScore.counts`, or sums of such rows.
+        counts: (rows, 2 * max_order + 2) as in `BleuScore.counts`, or sums of such rows.
 
     Returns:
         (rows, max_order) scores from 0 to 1.

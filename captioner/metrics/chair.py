@@ -1,45 +1,62 @@
 """CHAIR: how often captions name objects that are not there (Rohrbach et al. 2018).
 
-An object is there if COCO's annotations have its category in the photo, or if one of the photo's
+An object is there if COCO's annotations have its category in the image, or if one of the image's
 reference captions names it. CHAIR_i is the share of the objects named that are not there, CHAIR_s
 the share of captions that name at least one such object; lower is better, 0 to 1. Both reward
 silence: a caption that names nothing is never wrong.
 
-Which words name an object is decided by `captioner.metrics.coco_categories`, a table that keeps
-silent where a word has two readings. It finds fewer objects than the table of the authors, in
-captions and references alike: figures may be too low, and must not be set beside published ones.
-Figures of two models by this table can be compared.
+Names of objects and rules for pairs of words are those of the authors' program
+(github.com/LisaAnne/Hallucination), so that figures can be set beside published ones. What differs:
+words are split by `captioner.tokenizer`, and plurals are recognised for the listed names only, by
+rule. Names in the authors' list that their program can never match are left out of
+`chair_synonyms.txt`: "motor bike", "cheesecake", "iPhone", "stove top oven".
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
-from captioner.errors import DataError
-from captioner.metrics.coco_categories import CATEGORIES, name_categories
+from captioner.metrics.coco_categories import plural
 from captioner.metrics.ngrams import Words
+from captioner.utils.formatting import json_value, percent
 
 _SHOWN = 3  # categories in a table
+
+_PAIRS = (
+    "motor bike,motor cycle,air plane,traffic light,street light,traffic signal,stop light,"
+    "fire hydrant,stop sign,parking meter,suit case,sports ball,baseball bat,baseball glove,"
+    "tennis racket,wine glass,hot dog,cell phone,mobile phone,teddy bear,hair drier,potted plant,"
+    "laptop computer,home plate,train track"
+)
+# "Baby" and "passenger" before these name no person.
+_ANIMALS = "bird cat dog horse sheep cow elephant bear zebra giraffe animal cub"
+_VEHICLES = "jet train"
+_IRREGULAR = {
+    **{"people": "person", "children": "child", "grandchildren": "grandchild", "mice": "mouse"},
+    **{"geese": "goose", "calves": "calf", "thieves": "thief", "knives": "knife"},
+    **{"pocketknives": "pocketknife", "men": "man", "women": "woman", "policemen": "policeman"},
+    **{"gentlemen": "gentleman", "servicemen": "serviceman"},
+}
 
 
 @dataclass(frozen=True)
 class Hallucination:
-    """What was found; NaN where no object is named or no photo is annotated.
+    """The figures of a set of captions; NaN where no object is named or no image is annotated.
 
     Attributes:
         chair_i: Objects named that are not there, over objects named.
         chair_s: Captions with such an object, over captions.
-        photos: Photos that were measured: those with annotations, left-out ones not counted.
+        photos: Images measured: those with annotations and a caption.
         named: Objects named in their captions, repetitions counted.
         hallucinated: How many of those are not there.
         by_category: For every category that is named: (named, hallucinated).
-        per_photo: For every photo the categories named that are not there; None for a photo that
+        per_photo: For every image the categories named that are not there; None for an image that
             was not measured.
     """
 
@@ -52,10 +69,10 @@ class Hallucination:
     per_photo: list[tuple[str, ...] | None] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON can hold them; NaN becomes None."""
+        """Return the figures as JSON can hold them; NaN becomes None."""
         return {
-            "chair_i": None if math.isnan(self.chair_i) else self.chair_i,
-            "chair_s": None if math.isnan(self.chair_s) else self.chair_s,
+            "chair_i": json_value(self.chair_i),
+            "chair_s": json_value(self.chair_s),
             "photos": self.photos,
             "named": self.named,
             "hallucinated": self.hallucinated,
@@ -63,13 +80,13 @@ class Hallucination:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and figures for a table."""
+        """Return names and figures for a table."""
         worst = sorted(self.by_category.items(), key=lambda item: -item[1][1])[:_SHOWN]
         most = ", ".join(f"{name} {wrong}" for name, (_, wrong) in worst if wrong)
         where = f"in {self.photos:,} photos" + (f"; most often {most}" if most else "")
         return [
-            ("CHAIR_i", f"{_percent(self.chair_i)} of {self.named:,} objects named {where}"),
-            ("CHAIR_s", f"{_percent(self.chair_s)} of the captions name one that is not there"),
+            ("CHAIR_i", f"{percent(self.chair_i)} of {self.named:,} objects named {where}"),
+            ("CHAIR_s", f"{percent(self.chair_s)} of the captions name one that is not there"),
         ]
 
 
@@ -78,13 +95,13 @@ def measure_hallucination(
     references: Sequence[Sequence[Words]],
     objects: Sequence[Collection[str] | None],
 ) -> Hallucination:
-    """CHAIR of the captions of a set of photos, one each.
+    """Measure CHAIR on one caption per image.
 
     Args:
-        candidates: Words of each photo's caption. None for a photo that was left out: it can name
+        candidates: Words of each image's caption. None for an image without one: it can name
             nothing wrong, so it is not measured.
-        references: Words of each photo's references.
-        objects: The categories annotated in each photo; None if it was not annotated.
+        references: Words of each image's references.
+        objects: The COCO categories annotated in each image; None if it was not annotated.
     """
     named: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
@@ -93,8 +110,8 @@ def measure_hallucination(
         if words is None or annotated is None:
             per_photo.append(None)
             continue
-        there = set(annotated).union(*map(name_categories, captions))
-        mentions = [category for category in name_categories(words) if category is not None]
+        there = set(annotated).union(*map(name_objects, captions))
+        mentions = name_objects(words)
         absent = [category for category in mentions if category not in there]
         named.update(mentions)
         wrong.update(absent)
@@ -112,31 +129,36 @@ def measure_hallucination(
     )
 
 
-def read_objects(paths: Sequence[str | Path]) -> Mapping[int, frozenset[str]]:
-    """The object categories annotated in each photo of COCO ``instances_*.json`` files.
+def name_objects(words: Words) -> list[str]:
+    """Return the COCO category of every object that a caption names, in order.
 
-    Crowd regions count: a crowd of people is people.
-
-    Raises:
-        DataError: A file cannot be read, is no instances file, or knows none of COCO's categories.
+    Args:
+        words: One caption as `captioner.tokenizer.tokenize` gives it.
     """
-    objects: dict[int, set[str]] = {}
-    for path in paths:
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            names = {entry["id"]: entry["name"] for entry in content["categories"]}
-            for image in content["images"]:
-                objects.setdefault(image["id"], set())
-            for entry in content["annotations"]:
-                objects.setdefault(entry["image_id"], set()).add(names[entry["category_id"]])
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is not a COCO instances file: {error!r}") from error
-        if not set(CATEGORIES).intersection(names.values()):
-            raise DataError(f"{path} has none of COCO's 80 object categories")
-    return {image_id: frozenset(found) for image_id, found in objects.items()}
+    categories, pairs, singular = _tables()
+    words = [singular.get(word, word) for word in words]
+    names, start = [], 0
+    while start < len(words):
+        pair = pairs.get(" ".join(words[start : start + 2]))
+        names.append(pair or words[start])
+        start += 2 if pair else 1
+    if "toilet" in names:  # "the seat of the toilet" is no chair
+        names = [name for name in names if name != "seat"]
+    return [categories[name] for name in names if name in categories]
 
 
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+@functools.cache
+def _tables() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Return the category of each name, the name of each word pair, and the singulars."""
+    text = files("captioner.metrics").joinpath("chair_synonyms.txt").read_text(encoding="utf-8")
+    categories = {}
+    for line in text.splitlines():
+        names = line.split(", ")
+        categories.update(dict.fromkeys(names, names[0]))
+    pairs = {pair: pair for pair in _PAIRS.split(",")}
+    pairs |= {f"{age} {name}": name for age in ("baby", "adult") for name in _ANIMALS.split()}
+    pairs |= {f"passenger {name}": name for name in _VEHICLES.split()}
+    pairs |= {"bow tie": "tie", "toilet seat": "toilet"}
+    words = {word for name in (*categories, *pairs) for word in name.split()}
+    plurals = {plural(word): word for word in words if plural(word) not in words}
+    return categories, pairs, plurals | _IRREGULAR

@@ -1,13 +1,15 @@
-"""CIDEr-D and CIDEr (Vedantam et al. 2015): consensus with the references by TF-IDF vectors.
+"""CIDEr-D (Vedantam et al. 2015): consensus with the references by TF-IDF vectors.
 
-The rarer an n-gram is among the images, the more it counts. The score therefore depends on the
-set of images that the document frequencies come from, and scores over different sets cannot be
-compared. With a single image every weight is log(1/1) = 0: the score is undefined, and is
-reported as None rather than as 0.
+The rarer an n-gram is among the images, the more it counts. The score therefore depends on the set
+of images that the document frequencies come from, and scores over different sets cannot be
+compared. With a single image every weight is log(1/1) = 0: the score is undefined and reported as
+None, not as 0.
 
-All captions are handled at once: words become numbers, n-grams numbers made of those, and sorted
-integer arrays take the place of dictionaries. Letters in comments: T words in all captions
-together, C captions, N images, G distinct n-grams of one order.
+All captions are scored at once: words and n-grams become integers, and sorted integer arrays take
+the place of dictionaries.
+
+Shapes: T words in all captions together, C captions, N images, G distinct n-grams of one order,
+M entries of sparse vectors.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -20,8 +22,8 @@ import numpy.typing as npt
 from captioner.metrics.ngrams import Tokens, check_captions, check_references
 
 MAX_ORDER = 4
-SIGMA = 6.0  # of the Gaussian penalty on the difference in length, in words
-SCALE = 10.0  # the authors' factor: figures in papers are on this scale, with a perfect 10
+SIGMA = 6.0  # words: standard deviation of the Gaussian penalty on differences in length
+SCALE = 10.0  # the authors' factor, and the scale of figures in papers: 10 is perfect
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -29,10 +31,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class CiderScore:
-    """CIDEr or CIDEr-D of a set of captions, on the scale 0 to 10 of the official tool.
+    """CIDEr-D of a set of captions, from 0 to 10 as in the official tool.
 
     Attributes:
-        score: the mean over the images; None where undefined.
+        score: Mean over the images; None where undefined.
         per_image: (N,) scores of the single captions; NaN where undefined.
     """
 
@@ -41,7 +43,7 @@ class CiderScore:
 
     @property
     def defined(self) -> bool:
-        """False if the document frequencies come from one image only, so that nothing counts."""
+        """False if the document frequencies come from one image, so that every weight is 0."""
         return self.score is not None
 
 
@@ -50,55 +52,61 @@ def cider_d(
     references: Sequence[Sequence[Tokens]],
     document_frequency: "DocumentFrequency | None" = None,
 ) -> CiderScore:
-    """CIDEr-D, the score that coco-caption and the COCO leaderboard call CIDEr.
+    """Compute CIDEr-D, the score that coco-caption and the COCO leaderboard call CIDEr.
 
-    Against CIDEr it adds that repeating an n-gram gains nothing (clipping) and that a length
-    other than the reference's costs (a Gaussian of SIGMA words).
+    Unlike plain CIDEr, repeating an n-gram gains nothing (values are clipped), and a length other
+    than the reference's is penalised by a Gaussian of SIGMA words.
 
     Args:
-        candidates: one list of words per image; an empty one scores 0. Several candidates of one
+        candidates: One list of words per image; an empty one scores 0. Several candidates of one
             image are given as several images with equal references.
-        references: for every image, one or more lists of words.
-        document_frequency: counted beforehand, for instance over a training set; by default it is
-            counted over ``references``, as the official evaluation does.
+        references: For every image, one or more lists of words.
+        document_frequency: Counted beforehand, for instance over a training set; by default it is
+            counted over `references`, as in the official evaluation.
 
     Raises:
-        DataError: if an image has no reference, or the numbers of images differ.
+        DataError: An image has no reference, or the numbers of images differ.
     """
-    return _score(candidates, references, document_frequency, clipped=True)
+    check_captions(candidates, references)
+    if document_frequency is None:
+        document_frequency = DocumentFrequency(references)
+    n = len(candidates)
+    if document_frequency.images < 2:
+        return CiderScore(score=None, per_image=np.full(n, np.nan))
 
-
-def cider(
-    candidates: Sequence[Tokens],
-    references: Sequence[Sequence[Tokens]],
-    document_frequency: "DocumentFrequency | None" = None,
-) -> CiderScore:
-    """CIDEr as first published: the plain cosine, equations 1 to 3 of the paper.
-
-    Words are taken as they are: the paper's stemming is left out, as in the official tool.
-    Arguments and errors are those of :func:`cider_d`.
-    """
-    return _score(candidates, references, document_frequency, clipped=False)
+    # Candidate i is caption i; the references follow. Every caption is compared with the candidate
+    # of its image; the comparisons of candidates with themselves are not used.
+    captions = [*candidates, *chain.from_iterable(references)]
+    counts = _lengths(references)
+    candidate_of = np.concatenate([np.arange(n), np.repeat(np.arange(n), counts)])
+    similarity = np.zeros(len(captions))
+    for vectors in document_frequency.vectors(captions):
+        similarity += vectors.similarity(candidate_of) / MAX_ORDER
+    # The official tool takes the number of word pairs for the length: 0 for one word and for none.
+    lengths = np.maximum(_lengths(captions) - 1, 0)
+    similarity *= np.exp(-((lengths - lengths[candidate_of]) ** 2) / (2 * SIGMA**2))
+    per_image = SCALE * np.bincount(candidate_of[n:], similarity[n:], minlength=n) / counts
+    return CiderScore(score=float(per_image.mean()), per_image=per_image)
 
 
 class DocumentFrequency:
-    """In how many images each n-gram occurs, and the weights that follow.
+    """In how many images each n-gram occurs, and its weight.
 
-    Built once from the references of a training set, it weights any number of candidates, as
-    self-critical training needs it.
+    Self-critical training builds it once from the references of the training set and scores any
+    number of candidates with it.
 
     Attributes:
         images: N, the number of images counted.
     """
 
     def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
-        """Counts the n-grams of 1 to 4 words in the references.
+        """Count the n-grams of 1 to 4 words in the references.
 
         Args:
-            references: for every image, one or more tokenized captions.
+            references: For every image, one or more tokenized captions.
 
         Raises:
-            DataError: if an image has no reference (the message names its index).
+            DataError: An image has no reference (the message names its index).
         """
         check_references(references)
         self.images = len(references)
@@ -116,13 +124,13 @@ class DocumentFrequency:
             self._weights.append(np.log(max(self.images, 1)) - np.log(np.maximum(count, 1)))
 
     def _learn(self, order: int, keys: Ints) -> Ints:
-        """Numbers the n-grams of a new order by the rank of their keys, and keeps the keys."""
+        """Number the n-grams of a new order by the rank of their keys, and keep the keys."""
         known, ngrams = np.unique(keys, return_inverse=True)
         self._keys.append(known)
         return ngrams.reshape(-1)
 
     def _look_up(self, order: int, keys: Ints) -> Ints:
-        """The numbers of known n-grams; unknown ones get numbers from G on, equal for equal."""
+        """Return the numbers of known n-grams; distinct unknown ones get numbers from G on."""
         known = self._keys[order - 1]
         ngrams = np.searchsorted(known, keys)
         unknown = np.ones(len(keys), dtype=bool)
@@ -132,7 +140,7 @@ class DocumentFrequency:
         return ngrams
 
     def vectors(self, captions: Sequence[Tokens]) -> Iterator["TfIdfVectors"]:
-        """The weighted n-grams of all captions, one order after the other."""
+        """Yield the weighted n-grams of all captions, one order after the other."""
         words, caption_of = _flatten(captions, dict(self._word_ids))
         unseen = np.log(max(self.images, 1))  # an unknown n-gram counts as seen in one image
         orders = _ngrams(words, caption_of, self._look_up)
@@ -164,12 +172,13 @@ class TfIdfVectors:
     value: Floats
     norm: Floats
 
-    def similarity(self, candidate_of: Ints, clipped: bool) -> Floats:
-        """The cosine of every caption with another one, its candidate.
+    def similarity(self, candidate_of: Ints) -> Floats:
+        """Return the clipped cosine of every caption with its candidate.
+
+        A candidate's value counts at most as much as the caption's own.
 
         Args:
             candidate_of: (C,) for every caption, the caption it is compared with.
-            clipped: whether a candidate's value counts at most as much as the caption's own.
 
         Returns:
             (C,) similarities, 0 where one of the two vectors is zero.
@@ -180,46 +189,16 @@ class TfIdfVectors:
         place = np.minimum(np.searchsorted(entries, wanted), len(entries) - 1)
         shared = entries[place] == wanted
         own, other = self.value[shared], self.value[place[shared]]
-        products = own * (np.minimum(own, other) if clipped else other)
+        products = own * np.minimum(own, other)
         dot = np.bincount(self.caption[shared], products, minlength=len(self.norm))
         norms = self.norm * self.norm[candidate_of]
         return np.divide(dot, norms, out=np.zeros(len(norms)), where=norms > 0)
 
 
-def _score(
-    candidates: Sequence[Tokens],
-    references: Sequence[Sequence[Tokens]],
-    document_frequency: DocumentFrequency | None,
-    clipped: bool,
-) -> CiderScore:
-    """SCALE times the mean similarity of each candidate with its references."""
-    check_captions(candidates, references)
-    if document_frequency is None:
-        document_frequency = DocumentFrequency(references)
-    n = len(candidates)
-    if document_frequency.images < 2:
-        return CiderScore(score=None, per_image=np.full(n, np.nan))
-
-    # Candidates first: candidate i is caption i. A caption of both kinds is compared with its
-    # candidate; the candidates' comparisons with themselves are not used.
-    captions = [*candidates, *chain.from_iterable(references)]
-    counts = _lengths(references)
-    candidate_of = np.concatenate([np.arange(n), np.repeat(np.arange(n), counts)])
-    similarity = np.zeros(len(captions))
-    for vectors in document_frequency.vectors(captions):
-        similarity += vectors.similarity(candidate_of, clipped) / MAX_ORDER
-    if clipped:
-        # The official tool counts pairs of words as the length: 0 for no word and for one word.
-        lengths = np.maximum(_lengths(captions) - 1, 0)
-        similarity *= np.exp(-((lengths - lengths[candidate_of]) ** 2) / (2 * SIGMA**2))
-    per_image = SCALE * np.bincount(candidate_of[n:], similarity[n:], minlength=n) / counts
-    return CiderScore(score=float(per_image.mean()), per_image=per_image)
-
-
 def _flatten(captions: Sequence[Tokens], word_ids: dict[Hashable, int]) -> tuple[Ints, Ints]:
-    """All words in one row: their numbers (T,), and the caption each belongs to (T,).
+    """Return the numbers of all words (T,) and the caption that each belongs to (T,).
 
-    New words are added to ``word_ids``.
+    New words are added to `word_ids`.
     """
     numbers = [word_ids.setdefault(word, len(word_ids)) for c in captions for word in c]
     caption_of = np.repeat(np.arange(len(captions)), _lengths(captions))
@@ -233,15 +212,15 @@ def _lengths(sequences: Sequence[Sequence[object]]) -> Ints:
 def _ngrams(
     words: Ints, caption_of: Ints, number: Callable[[int, Ints], Ints]
 ) -> Iterator[tuple[Ints, Ints]]:
-    """For the orders 1 to 4: the caption and the n-gram that begins at each position.
+    """Yield, for the orders 1 to 4, the caption and the n-gram that begins at each position.
 
-    The key of an n-gram is the number of the (n-1)-gram it begins with, and its last word. Keys
-    across two captions are made too, so that positions stay aligned, but not yielded.
+    The key of an n-gram combines the number of its first n - 1 words with its last word. Keys
+    across two captions are computed too, to keep positions aligned, but not yielded.
 
     Args:
         words: (T,) word numbers of all captions.
         caption_of: (T,) their captions.
-        number: gives n-grams of an order numbers, from their keys.
+        number: Gives the n-grams of an order numbers, from their keys.
     """
     ngrams = np.zeros(len(words) + 1, dtype=np.int64)
     for order in range(1, MAX_ORDER + 1):

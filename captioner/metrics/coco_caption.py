@@ -1,4 +1,4 @@
-"""The caption metrics of a set of photos in one call: BLEU-1..4, ROUGE-L and CIDEr-D."""
+"""BLEU-1 to 4, ROUGE-L and CIDEr-D of a set of captions in one call."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from captioner.tokenizer import tokenize
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """All metrics, corpus and per photo.
+    """All metrics, of the corpus and per image.
 
     Attributes:
         bleu: Orders 1 to 4.
         rouge_l: ROUGE-L.
-        cider: CIDEr-D; undefined on fewer than two photos.
+        cider: CIDEr-D; undefined for fewer than two images.
     """
 
     bleu: BleuScore
@@ -27,7 +27,7 @@ class CaptionScores:
     cider: CiderScore
 
     def summary(self) -> dict[str, float]:
-        """Corpus scores as fractions by name; CIDEr-D is left out where it is undefined."""
+        """Return the corpus scores as fractions by name, without an undefined CIDEr-D."""
         result = {f"bleu{n}": float(score) for n, score in enumerate(self.bleu.scores, 1)}
         result["rouge_l"] = float(self.rouge_l.score)
         if self.cider.score is not None:
@@ -38,14 +38,14 @@ class CaptionScores:
 def score_captions(
     candidates: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
 ) -> CaptionScores:
-    """Score one caption per photo against all references of that photo.
+    """Score one caption per image against all references of that image.
 
     Args:
-        candidates: Generated captions as words of our tokenizer.
-        references: For each photo its reference sentences as written.
+        candidates: Generated captions, tokenized.
+        references: For each image its reference sentences as written.
 
     Raises:
-        DataError: A photo without references.
+        DataError: An image has no reference.
     """
     return score_tokens(
         candidates, [[tokenize(sentence) for sentence in sentences] for sentences in references]
@@ -55,15 +55,15 @@ def score_captions(
 def score_tokens(
     candidates: Sequence[Words | None], references: Sequence[Sequence[Words]]
 ) -> CaptionScores:
-    """The same for references that are tokenized already.
+    """Score one caption per image against references that are tokenized already.
 
     Args:
-        candidates: Words of one caption per photo. None is a photo that was left out: it scores 0,
-            as an empty caption does, and lowers corpus BLEU (see :func:`~.bleu.bleu`).
-        references: For each photo the words of its references.
+        candidates: Words of one caption per image. None is an image without a caption: it scores 0,
+            as an empty caption does, and lowers corpus BLEU (see `bleu`).
+        references: For each image the words of its references.
 
     Raises:
-        DataError: A photo without references.
+        DataError: An image has no reference.
     """
     given: list[Words] = [() if words is None else words for words in candidates]
     return CaptionScores(

@@ -1,8 +1,8 @@
 """Which words of a caption name one of the 80 COCO object categories.
 
-The table serves measurements that compare a caption with COCO's object annotations: attention
-against masks (`captioner.evaluation.attention`) and object hallucination. It prefers silence to a
-wrong match:
+The table serves the comparison of attention maps with object masks
+(`captioner.evaluation.attention`), which needs the very word that names an object. (CHAIR counts by
+its authors' own list, see `captioner.metrics.chair`.) It prefers silence to a wrong match:
 
 - A compound counts once, at its **last** word ("hot dog" at "dog", "laptop computer" at
   "computer"), for with that word the name is complete. Its other words name nothing. The one
@@ -27,7 +27,7 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# A category's own name counts always; here stand its other names. Plurals follow by rule or from
+# Other names of each category; its own name always counts. Plurals follow by rule or from
 # _IRREGULAR.
 _NAMES = {
     "person": "man woman boy girl child kid baby toddler infant guy lady gentleman adult "
@@ -158,7 +158,7 @@ _COMPOUNDS = {
     "hair drier": "hair dryer,blow dryer,blow drier",
     "toothbrush": "tooth brush",
 }
-# These hold a name, but no such object, or one that COCO may file elsewhere.
+# Compounds that contain a name but mean no such object, or one that COCO may label otherwise.
 _SILENT = (
     "snow man,pay phone,head phone,jet ski,pool table,ping pong table,coffee table,end table,"
     "side table,night table,bedside table,table tennis,table top,table runner,"
@@ -209,8 +209,8 @@ _COLOURS = _set(
 _NUMBERS = _set("one two three four five six seven eight nine ten several many few multiple")
 
 
-def _plural(noun: str) -> str:
-    """The regular English plural of a lower-case noun."""
+def plural(noun: str) -> str:
+    """Return the regular English plural of a lower-case noun."""
     if noun.endswith(("s", "x", "ch", "sh")):
         return noun + "es"
     if noun.endswith("y") and noun[-2] not in "aeiou":
@@ -219,12 +219,12 @@ def _plural(noun: str) -> str:
 
 
 def _single_words() -> dict[str, str]:
-    """Every one-word name, singular and plural, with its category."""
+    """Return every one-word name, singular and plural, with its category."""
     table = {}
     for category, names in _NAMES.items():
         own = [] if " " in category else [category]
         for name in own + names.split():
-            table[name] = table[_plural(name)] = category
+            table[name] = table[plural(name)] = category
     for category, names in _IRREGULAR.items():
         table.update(dict.fromkeys(names.split(), category))
     del table["orange"]  # far more often the colour
@@ -232,7 +232,7 @@ def _single_words() -> dict[str, str]:
 
 
 def _phrases() -> dict[tuple[str, ...], str | None]:
-    """Every compound, as a tuple of words, with its category or None to silence it."""
+    """Return every compound, as a tuple of words, with its category or None to silence it."""
     listed: list[tuple[str, str | None]] = [(name, name) for name in _NAMES if " " in name]
     for category, phrases in _COMPOUNDS.items():
         listed += [(phrase, category) for phrase in phrases.split(",")]
@@ -240,7 +240,7 @@ def _phrases() -> dict[tuple[str, ...], str | None]:
     table: dict[tuple[str, ...], str | None] = {}
     for phrase, named in listed:
         *first, last = phrase.split()
-        for form in (last, _plural(last)):
+        for form in (last, plural(last)):
             words = (*first, form)
             table[words] = named
     return table
@@ -255,7 +255,7 @@ _LONGEST = max(map(len, _PHRASES))
 
 
 def name_categories(words: Sequence[str]) -> list[str | None]:
-    """The COCO category that each word of a caption names, or None.
+    """Return the COCO category that each word of a caption names, or None.
 
     Compounds are matched from left to right, the longest first; see the module text for the rules.
 
@@ -280,10 +280,10 @@ def name_categories(words: Sequence[str]) -> list[str | None]:
 
 
 def word_class(word: str) -> str:
-    """`function`, `colour`, `number` or `other`: a coarse class for words that name no category.
+    """Return the class of a word that names no category: `function`, `colour`, `number`, `other`.
 
-    There is no part-of-speech tagger behind it: three closed lists, and `other` for the rest
-    (verbs, adjectives and the nouns that COCO has no category for).
+    Three closed lists decide; `other` is the rest: verbs, adjectives and the nouns that COCO has
+    no category for.
     """
     if word in _FUNCTION_WORDS:
         return "function"
@@ -293,7 +293,7 @@ def word_class(word: str) -> str:
 
 
 def _qualifies_animal(words: Sequence[str], named: Sequence[str | None], i: int) -> bool:
-    """Whether an animal's name follows word `i` at once or after one adjective."""
+    """Tell whether an animal's name follows word `i` at once or after one adjective."""
     following = named[i + 1 : i + 3]
     if following and following[0] is None:
         between = words[i + 1]
@@ -304,7 +304,7 @@ def _qualifies_animal(words: Sequence[str], named: Sequence[str | None], i: int)
 
 
 def _name_at(words: Sequence[str], start: int) -> tuple[int, str | None]:
-    """The end of the name or compound that starts at `start`, and its category."""
+    """Return the end of the name or compound that starts at `start`, and its category."""
     for length in range(min(_LONGEST, len(words) - start), 1, -1):
         phrase = tuple(words[start : start + length])
         if phrase in _PHRASES:

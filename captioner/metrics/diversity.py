@@ -1,7 +1,7 @@
 """How varied captions are: distinct n-grams, words used, copies from training, rare words.
 
-A model can reach good scores with few safe sentences. These figures show it. Distinct-n and the
-vocabulary grow and shrink with the number of captions: compare them over the same photos only.
+A model can reach good scores with few safe sentences; these figures show it. Distinct-n and the
+vocabulary depend on the number of captions: compare them over the same images only.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from typing import Any
 
 from captioner.metrics.ngrams import Words
 from captioner.tokenizer import tokenize
+from captioner.utils.formatting import json_value, number, percent
 
-RARE_SHARE = 0.01  # a word is rare if the references of at most this share of the photos use it
-_AGREED = 2  # references of a photo that must use a word for it to be expected there
+RARE_SHARE = 0.01  # a word is rare if the references of at most this share of the images use it
+_AGREED = 2  # references of an image that must use a word for it to be expected there
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """What was found; NaN where there is nothing to measure.
+    """The figures of a set of captions; NaN where there is nothing to measure.
 
     Attributes:
-        captions: How many captions there are, without photos that were left out.
+        captions: Number of captions; images without one do not count.
         distinct1, distinct2: Distinct words (word pairs) in all captions over their number (Li et
             al. 2016).
-        distinct_captions: Share of captions that no other photo got.
+        distinct_captions: Share of captions that no other image got.
         vocabulary: Distinct words in all captions.
-        mean_length: Mean number of words a caption.
+        mean_length: Mean number of words per caption.
         lengths: How many captions have how many words.
-        copied: Share of captions that are, word for word, a caption of the training set; None if
-            that was not given.
-        rare_expected: Rare words that people agree on, summed over photos: at least two references
-            of the photo use the word (one if it has no more), and the references of at most
-            RARE_SHARE of the photos do.
-        rare_recalled: The share of these that the photo's caption has. A photo that was left out
-            recalls none.
+        copied: Share of captions that are, word for word, a caption of the training set; None
+            without a training set.
+        rare_expected: Rare words that people agree on, summed over images: at least two references
+            of the image use the word (one if it has only one), and the references of at most
+            RARE_SHARE of the images do.
+        rare_recalled: Share of these words that the image's caption has. An image without a
+            caption recalls none.
     """
 
     captions: int
@@ -53,25 +54,22 @@ class Diversity:
     rare_recalled: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes as JSON can hold them; NaN becomes None."""
-        plain = {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in vars(self).items()
-        }
+        """Return the attributes as JSON can hold them; NaN becomes None."""
+        plain = {key: json_value(value) for key, value in vars(self).items()}
         return plain | {"lengths": {str(length): n for length, n in self.lengths.items()}}
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and figures for a table."""
+        """Return names and figures for a table."""
         shortest, longest = min(self.lengths, default=0), max(self.lengths, default=0)
         rows = [
-            ("words a caption", f"{_figure(self.mean_length, 1)} ({shortest} to {longest})"),
+            ("words a caption", f"{number(self.mean_length, '.1f')} ({shortest} to {longest})"),
             ("vocabulary used", f"{self.vocabulary:,} words"),
-            ("distinct-1, -2", f"{_figure(self.distinct1, 3)}, {_figure(self.distinct2, 3)}"),
-            ("used only once", f"{_percent(self.distinct_captions)} of the captions"),
-            ("rare words named", f"{_percent(self.rare_recalled)} of {self.rare_expected:,}"),
+            ("distinct-1, -2", f"{number(self.distinct1, '.3f')}, {number(self.distinct2, '.3f')}"),
+            ("used only once", f"{percent(self.distinct_captions)} of the captions"),
+            ("rare words named", f"{percent(self.rare_recalled)} of {self.rare_expected:,}"),
         ]
         if self.copied is not None:
-            rows.append(("copied", f"{_percent(self.copied)} are captions of the training set"))
+            rows.append(("copied", f"{percent(self.copied)} are captions of the training set"))
         return rows
 
 
@@ -80,12 +78,12 @@ def measure_diversity(
     references: Sequence[Sequence[Words]],
     training: Set[tuple[str, ...]] | None = None,
 ) -> Diversity:
-    """Measure the captions of a set of photos, one each.
+    """Measure one caption per image.
 
     Args:
-        candidates: Words of each photo's caption; None for a photo that was left out.
-        references: Words of each photo's references.
-        training: Captions of the training set (:func:`training_captions`).
+        candidates: Words of each image's caption; None for an image without one.
+        references: Words of each image's references.
+        training: Captions of the training set (`training_captions`).
     """
     given = [tuple(words) for words in candidates if words is not None]
     words = Counter(word for caption in given for word in caption)
@@ -110,23 +108,23 @@ def measure_diversity(
 
 
 def training_captions(captions: Iterable[str]) -> frozenset[tuple[str, ...]]:
-    """Captions of a training set in the form in which copies are found: their words."""
+    """Return the captions of a training set as words, to find copies of them."""
     return frozenset(tuple(tokenize(caption)) for caption in captions)
 
 
 def _rare_words(
     candidates: Sequence[Words | None], references: Sequence[Sequence[Words]]
 ) -> tuple[int, int]:
-    """How many rare words are expected and how many of those the captions have."""
-    photos_with: Counter[str] = Counter()
+    """Return how many rare words are expected and how many of those the captions have."""
+    images_with: Counter[str] = Counter()
     for captions in references:
-        photos_with.update({word for caption in captions for word in caption})
+        images_with.update({word for caption in captions for word in caption})
     limit = max(1, int(RARE_SHARE * len(references)))
     expected = recalled = 0
     for words, captions in zip(candidates, references, strict=True):
         used = Counter(word for caption in captions for word in set(caption))
         needed = min(_AGREED, len(captions))
-        rare = {word for word, n in used.items() if n >= needed and photos_with[word] <= limit}
+        rare = {word for word, n in used.items() if n >= needed and images_with[word] <= limit}
         expected += len(rare)
         recalled += len(rare.intersection(words or ()))
     return expected, recalled
@@ -134,11 +132,3 @@ def _rare_words(
 
 def _share(part: float, whole: int) -> float:
     return part / whole if whole else math.nan
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def _figure(value: float, decimals: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{decimals}f}"

@@ -1,4 +1,4 @@
-"""What the caption metrics share: counted n-grams, and the check of their inputs."""
+"""N-gram counts and input checks that the caption metrics share."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -8,11 +8,11 @@ from captioner.errors import DataError
 NGram = tuple[str, ...]
 Words = Sequence[str]
 Tokens = Sequence[Hashable]
-"""Words, or numbers that stand for them."""
+"""Words, or numbers in their place."""
 
 
 def count_ngrams(words: Words, max_order: int = 4) -> list[Counter[NGram]]:
-    """Counts the n-grams of a caption: item n-1 of the result holds those of n words."""
+    """Count the n-grams of a caption; item n - 1 of the result holds those of n words."""
     return [
         Counter(zip(*(words[start:] for start in range(order)), strict=False))
         for order in range(1, max_order + 1)
@@ -22,11 +22,11 @@ def count_ngrams(words: Words, max_order: int = 4) -> list[Counter[NGram]]:
 def check_captions(
     candidates: Sequence[Tokens | None], references: Sequence[Sequence[Tokens]]
 ) -> None:
-    """Checks that there is one candidate, and at least one reference, for every image.
+    """Check that every image has one candidate and at least one reference.
 
     Raises:
-        DataError: if there are no images, the numbers differ, an image has no reference (the
-            message names its index), or a caption is a text instead of a list of words.
+        DataError: There are no images, the numbers differ, an image has no reference (the message
+            names its index), or a caption is a text instead of a list of words.
     """
     if not candidates:
         raise DataError("no captions to score: give at least one candidate")
@@ -42,7 +42,11 @@ def check_captions(
 
 
 def check_references(references: Sequence[Sequence[Tokens]]) -> None:
-    """Checks that every image has tokenized references; raises DataError with its index if not."""
+    """Check that every image has tokenized references.
+
+    Raises:
+        DataError: One has not; the message names its index.
+    """
     for index, captions in enumerate(references):
         if not captions:
             raise DataError(f"image {index} has no reference caption: leave it out or caption it")

@@ -1,12 +1,12 @@
 """METEOR 1.5 and SPICE by the official Java tools, where they can run; nothing is ever downloaded.
 
-The tools are the jar files inside the package pycocoevalcap (extra ``metrics``), started directly:
-its own wrappers download models, write into the package's folder, and read numbers and text as the
-computer's language happens to spell them. Captions go through the official tokenizer, Stanford
+The tools are the jar files inside the package pycocoevalcap (extra `metrics`), started directly,
+because the package's own wrappers download models, write into the package's folder, and format
+numbers and text by the system's locale. Captions are split by the official tokenizer, Stanford
 PTBTokenizer 3.4.1, as in coco-caption.
 
-A tool that cannot run is a result with a reason, never an error. SPICE needs two files that
-pycocoevalcap does not hold, and about 8 GB of memory.
+A tool that cannot run gives a result with a reason, not an error. SPICE needs two files that
+pycocoevalcap does not contain, and about 8 GB of memory.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ import numpy as np
 import numpy.typing as npt
 
 TOKENIZER = "Stanford PTBTokenizer 3.4.1"
-# Dropped after tokenizing.
+# Removed after tokenizing.
 _PUNCTUATION = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-# Java would else follow the computer's settings: "0,195" for a number, "?" for a letter.
+# Otherwise Java follows the system's locale: "0,195" for a number, "?" for a letter.
 _NEUTRAL = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
 
 
 class UnusableError(Exception):
-    """Why an official tool cannot run here, in one sentence."""
+    """An official tool cannot run here; the message is one sentence that tells why."""
 
 
 @dataclass(frozen=True)
 class OfficialScore:
-    """What one official tool found.
+    """The scores of one official tool.
 
     Attributes:
-        name: ``METEOR`` or ``SPICE``.
+        name: `METEOR` or `SPICE`.
         score: The corpus score, 0 to 1; None if the tool could not run.
         per_image: (images,) scores of the single captions, if it could.
         implementation: The program that computed it.
@@ -64,7 +64,7 @@ class OfficialScore:
     reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the scores per image, as JSON can hold it."""
+        """Return everything but the scores per image, as JSON can hold it."""
         keys = ("score", "implementation", "tokenizer", "reason")
         return {key: getattr(self, key) for key in keys}
 
@@ -72,14 +72,14 @@ class OfficialScore:
 def official_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[OfficialScore]:
-    """METEOR 1.5 and SPICE of captions as written.
+    """Compute METEOR 1.5 and SPICE of captions as written.
 
     Args:
-        candidates: One caption per image; "" for an image that was left out.
+        candidates: One caption per image; "" for an image without one.
         references: For every image one or more captions.
 
     Returns:
-        METEOR, then SPICE, each with a score or with the reason why there is none.
+        METEOR and SPICE, each with a score or the reason why there is none.
     """
     tokens: tuple[list[str], list[list[str]]] | None = None
     why = ""
@@ -112,7 +112,7 @@ def official_scores(
 
 
 def ptb_tokenize(captions: Sequence[str]) -> list[str]:
-    """Captions as the official evaluation tokenizes them: words in lower case, one space between.
+    """Tokenize captions as the official evaluation does: lower-case words separated by spaces.
 
     Args:
         captions: Any texts; line breaks count as spaces.
@@ -137,7 +137,7 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
 def meteor(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[float, list[float]]:
-    """METEOR 1.5 (Denkowski and Lavie 2014), English, normalised, as coco-caption calls it.
+    """Compute METEOR 1.5 (Denkowski and Lavie 2014), English, normalised, as coco-caption does.
 
     Args:
         candidates: One tokenized caption per image.
@@ -168,9 +168,9 @@ def meteor(
 def spice(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[float, list[float]]:
-    """SPICE 1.0 (Anderson et al. 2016): the F score over the objects, attributes and relations.
+    """Compute SPICE 1.0 (Anderson et al. 2016): the F score of objects, attributes and relations.
 
-    Arguments and result are those of :func:`meteor`; the corpus score is the mean.
+    Arguments and result are those of `meteor`; the corpus score is the mean.
 
     Raises:
         UnusableError: Java, the package or the models are missing, or SPICE fails.
@@ -205,7 +205,7 @@ def _package_name() -> str:
 
 
 def _jar(name: str) -> Path:
-    """A file of pycocoevalcap."""
+    """Return the path of a file of pycocoevalcap."""
     spec = importlib.util.find_spec("pycocoevalcap")
     folders = spec.submodule_search_locations if spec else None
     if not folders:
@@ -219,13 +219,13 @@ def _jar(name: str) -> Path:
 
 
 def _java() -> list[str]:
-    """The beginning of every command."""
+    """Return the beginning of every command."""
     return [_working_java(os.environ.get("JAVA_HOME"), os.environ.get("PATH")), *_NEUTRAL]
 
 
 @functools.cache
 def _working_java(home: str | None, search: str | None) -> str:
-    """A Java that starts: some systems have a placeholder of that name that does not."""
+    """Return a Java that starts; some systems have a placeholder of that name that does not."""
     name = (home and shutil.which("java", path=os.path.join(home, "bin"))) or None
     name = name or shutil.which("java", path=search)
     if name:
@@ -238,7 +238,7 @@ def _working_java(home: str | None, search: str | None) -> str:
 
 @contextlib.contextmanager
 def _conversation(command: list[str]) -> Iterator[Callable[[str, int], list[str]]]:
-    """A program that answers on standard output: ``ask(line, answers)``; ended with the block."""
+    """Run a program while the block runs; `ask(line, n)` returns its next n lines of output."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command,

@@ -13,10 +13,10 @@ BETA = 1.2  # the weight of recall against precision in the official evaluation
 
 @dataclass(frozen=True, eq=False)
 class RougeScore:
-    """ROUGE-L of a set of captions, on the scale 0 to 1.
+    """ROUGE-L of a set of captions, from 0 to 1.
 
     Attributes:
-        score: the mean over the images.
+        score: Mean over the images.
         per_image: (images,) scores of the single captions.
     """
 
@@ -25,17 +25,17 @@ class RougeScore:
 
 
 def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> RougeScore:
-    """Scores tokenized candidates by the longest common subsequence with their references.
+    """Score tokenized candidates by the longest common subsequence with their references.
 
-    Precision and recall are each the best over the references, even if by different ones (so in
-    coco-caption); the score is their F measure with beta 1.2.
+    Precision and recall are each the best over the references, which need not be the same one (as
+    in coco-caption); the score is their F measure with beta 1.2.
 
     Args:
-        candidates: one list of words per image; an empty one scores 0.
-        references: for every image, one or more lists of words.
+        candidates: One list of words per image; an empty one scores 0.
+        references: For every image, one or more lists of words.
 
     Raises:
-        DataError: if an image has no reference, or the numbers of images differ.
+        DataError: An image has no reference, or the numbers of images differ.
     """
     check_captions(candidates, references)
     pairs = zip(candidates, references, strict=True)
@@ -53,10 +53,10 @@ def _f_measure(candidate: Words, references: Sequence[Words]) -> float:
 
 
 def longest_common_subsequence(a: Words, b: Words) -> int:
-    """The length of the longest common subsequence of two captions.
+    """Return the length of the longest common subsequence of two captions.
 
-    One row of the usual table is kept as the bits of an integer (Hyyrö 2004): bit i is 0 where
-    the table grows by one at word i of ``a``. A word of ``b`` updates the row in three operations.
+    One row of the dynamic-programming table is kept as the bits of an integer (Hyyrö 2004): bit i
+    is 0 where the table grows by one at word i of `a`. Each word of `b` updates all bits at once.
     """
     positions: dict[str, int] = {}
     for i, word in enumerate(a):

@@ -1,22 +1,21 @@
-"""How sure a score is, and whether one model is really better: intervals and paired tests.
+"""Bootstrap intervals of scores, and paired tests of whether one model is better than another.
 
-Everything is computed from one row of sums per photo, so that a resample of the photos costs one
-product of matrices: no caption is read or tokenized again. BLEU is the corpus BLEU of each
-resample, from the summed n-gram counts, and not a mean of BLEUs. ROUGE-L and CIDEr-D are means over
-photos.
+Everything is computed from one row of sums per image, so that a resample of the images is one
+matrix product: no caption is read or tokenized again. BLEU is the corpus BLEU of each resample,
+from the summed n-gram counts, not a mean of BLEUs. ROUGE-L and CIDEr-D are means over images.
 
-The photos are what is drawn; all else is held fixed. That concerns CIDEr-D above all: its document
-frequencies are those of the full set in every resample, since a photo drawn twice would else change
-the weight of every word. An interval thus says what other photos *of this kind* would give, not
-what another data set, training run or set of annotators would.
+Only the images are resampled. CIDEr-D keeps the document frequencies of the full set in every
+resample, because an image drawn twice would otherwise change the weight of every word. An interval
+thus tells what other images *of this kind* would give, not another data set, training run or set of
+annotators.
 
-Shapes: N photos, S resamples, K = 12 columns.
+Shapes: N images, S resamples, K columns (12 in a `ScoreTable`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,22 +27,22 @@ from captioner.metrics.coco_caption import CaptionScores
 
 Floats = npt.NDArray[np.float64]
 
-SAMPLES = 1000  # resamples of an interval
-TRIALS = 10_000  # of the randomisation test: p cannot be below 1 / (TRIALS + 1)
+SAMPLES = 1000  # bootstrap resamples
+TRIALS = 10_000  # random swaps of the test: p is never below 1 / (TRIALS + 1)
 CONFIDENCE = 0.95
 
 _ORDERS = 4
 _BLEU_COLUMNS = 2 * _ORDERS + 2
 _CELLS = 4_000_000  # weights held at a time
-_TIE = 1e-9  # differences nearer than this are equal: sums in another order differ by rounding
+_TIE = 1e-9  # closer differences are equal: sums in another order differ by rounding
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreTable:
-    """The scores of N photos in a form that adds up.
+    """The scores of N images as rows that can be summed.
 
     Attributes:
-        rows: (N, K): the n-gram counts of BLEU (:attr:`.bleu.BleuScore.counts`), ROUGE-L, CIDEr-D
+        rows: (N, K): the n-gram counts of BLEU (`BleuScore.counts`), ROUGE-L, CIDEr-D
             (NaN where it is undefined).
     """
 
@@ -55,7 +54,7 @@ class ScoreTable:
 
     @classmethod
     def of(cls, scores: CaptionScores) -> ScoreTable:
-        """The table of scored captions."""
+        """Return the table of scored captions."""
         means = [scores.rouge_l.per_image, scores.cider.per_image]
         return cls(np.column_stack([scores.bleu.counts, *means]))
 
@@ -63,26 +62,26 @@ class ScoreTable:
         return len(self.rows)
 
     def metrics(self) -> dict[str, float]:
-        """The scores of the whole set, as fractions; CIDEr-D is left out where undefined."""
+        """Return the scores of the whole set as fractions, without an undefined CIDEr-D."""
         found = metrics_of_sums(self.rows.sum(axis=0, keepdims=True), len(self))
         return {name: float(values[0]) for name, values in found.items()}
 
 
-def metrics_of_sums(sums: Floats, photos: int) -> dict[str, Floats]:
-    """Scores of sets of photos, from the sums of their rows.
+def metrics_of_sums(sums: Floats, images: int) -> dict[str, Floats]:
+    """Return the scores of sets of images from the sums of their rows.
 
     Args:
         sums: (S, K).
-        photos: How many rows each sum has.
+        images: How many rows each sum has.
 
     Returns:
-        ``bleu1`` .. ``bleu4``, ``rouge_l`` and, where defined, ``cider``: (S,) each.
+        `bleu1` .. `bleu4`, `rouge_l` and, where defined, `cider`: (S,) each.
     """
     scores = bleu_of_counts(sums[:, :_BLEU_COLUMNS])
     found = {f"bleu{n + 1}": scores[:, n] for n in range(_ORDERS)}
-    found["rouge_l"] = sums[:, -2] / photos
+    found["rouge_l"] = sums[:, -2] / images
     if not np.isnan(sums[:, -1]).any():
-        found["cider"] = sums[:, -1] / photos
+        found["cider"] = sums[:, -1] / images
     return found
 
 
@@ -93,7 +92,7 @@ def bootstrap_intervals(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals (Efron 1979), photos drawn with replacement.
+    """Return percentile bootstrap intervals (Efron 1979), images drawn with replacement.
 
     Args:
         table: One model's scores.
@@ -102,23 +101,23 @@ def bootstrap_intervals(
         seed: Equal seeds give equal intervals.
 
     Returns:
-        (low, high) by metric; empty for a single photo, which says nothing about others.
+        (low, high) by metric; empty for a single image, which tells nothing about others.
     """
     if len(table) < 2:
         return {}
-    sums = _resampled_sums(table.rows, samples, seed)
-    return _intervals(metrics_of_sums(sums, len(table)), confidence)
+    metrics = metrics_of_sums(resampled_sums(table.rows, samples, seed), len(table))
+    return {name: percentile_interval(values, confidence) for name, values in metrics.items()}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of two models on the same photos.
+    """One metric of two models on the same images.
 
     Attributes:
         a, b: The scores, as fractions.
-        low, high: Bootstrap interval of ``b - a``; both models are scored on each resample.
-        p_value: How often models whose captions are swapped at random, photo by photo, differ at
-            least as much: two-sided, never 0.
+        low, high: Bootstrap interval of `b - a`; both models are scored on each resample.
+        p_value: How often two models whose captions are swapped at random, image by image, differ
+            at least as much: two-sided, never 0.
     """
 
     a: float
@@ -129,7 +128,7 @@ class Difference:
 
     @property
     def difference(self) -> float:
-        """``b - a``."""
+        """`b - a`."""
         return self.b - self.a
 
 
@@ -142,26 +141,26 @@ def compare_tables(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Whether two models differ, metric by metric: paired bootstrap and approximate randomisation.
+    """Test, metric by metric, whether two models differ.
 
-    The p-value is that of approximate randomisation (Noreen 1989; for corpus metrics Riezler and
-    Maxwell 2005): under the null hypothesis the two captions of a photo are exchangeable, so each
-    trial swaps them with probability one half and scores both sets anew. p-values are not
-    corrected for looking at several metrics.
+    Intervals are those of the paired bootstrap; p-values those of approximate randomisation (Noreen
+    1989; for corpus metrics Riezler and Maxwell 2005): under the null hypothesis the two captions
+    of an image are exchangeable, so each trial swaps them with probability one half and scores
+    both sets anew. p-values are not corrected for looking at several metrics.
 
     Args:
         a: Scores of the first model.
-        b: Scores of the second on the same photos, row by row.
+        b: Scores of the second on the same images, row by row.
         samples: Resamples of the intervals.
         trials: Random swaps.
         confidence: Coverage of the intervals.
         seed: Equal seeds give equal results.
 
     Returns:
-        A difference per metric that is defined for both.
+        The difference of each metric that is defined for both.
 
     Raises:
-        DataError: The numbers of photos differ, or there are fewer than two.
+        DataError: The numbers of images differ, or there are fewer than two.
     """
     if len(a) != len(b):
         raise DataError(f"{len(a)} photos on one side and {len(b)} on the other: they must match")
@@ -171,13 +170,10 @@ def compare_tables(
     first, second = a.metrics(), b.metrics()
     width = a.rows.shape[1]
 
-    drawn = _resampled_sums(np.hstack([a.rows, b.rows]), samples, seed)
-    spread = _intervals(
-        _minus(metrics_of_sums(drawn[:, width:], n), metrics_of_sums(drawn[:, :width], n)),
-        confidence,
-    )
+    drawn = resampled_sums(np.hstack([a.rows, b.rows]), samples, seed)
+    spread = _minus(metrics_of_sums(drawn[:, width:], n), metrics_of_sums(drawn[:, :width], n))
 
-    # Swapping a set of photos moves the sum of their differences from one side to the other.
+    # Swapping a set of images moves the sum of their differences from one side to the other.
     gap = b.rows - a.rows
     rng = np.random.default_rng([seed, 1])
     moved = _products(gap, trials, lambda size: rng.integers(0, 2, (size, n), dtype=np.int8))
@@ -187,8 +183,9 @@ def compare_tables(
     for name, values in _minus(swapped_b, swapped_a).items():
         observed = abs(second[name] - first[name])
         as_large = int((np.abs(values) >= observed - _TIE).sum())
-        p_value = (as_large + 1) / (trials + 1)
-        result[name] = Difference(first[name], second[name], *spread[name], p_value)
+        low, high = percentile_interval(spread[name], confidence)
+        p_value = (as_large + 1) / (trials + 1)  # the observed assignment is one of the swaps
+        result[name] = Difference(first[name], second[name], low, high, p_value)
     return result
 
 
@@ -196,19 +193,19 @@ def _minus(b: dict[str, Floats], a: dict[str, Floats]) -> dict[str, Floats]:
     return {name: b[name] - a[name] for name in b if name in a}
 
 
-def _intervals(metrics: dict[str, Floats], confidence: float) -> dict[str, tuple[float, float]]:
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    bounds = {name: np.quantile(values, tails) for name, values in metrics.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+def percentile_interval(values: Floats, confidence: float) -> tuple[float, float]:
+    """Return the bounds that hold the middle share `confidence` of the values (S,)."""
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
-def _resampled_sums(rows: Floats, samples: int, seed: int) -> Floats:
-    """(samples, K) sums of N rows drawn with replacement."""
+def resampled_sums(rows: Floats, samples: int, seed: int) -> Floats:
+    """Return the sums (samples, K) of N rows (N, K) drawn with replacement."""
     n = len(rows)
     rng = np.random.default_rng([seed, 0])
 
     def weights(size: int) -> npt.NDArray[np.int64]:
-        """How often each row is drawn: (size, N)."""
+        """Draw how often each row counts: (size, N)."""
         return np.stack(
             [np.bincount(rng.integers(0, n, n), minlength=n) for _ in itertools.repeat(None, size)]
         )
@@ -219,12 +216,8 @@ def _resampled_sums(rows: Floats, samples: int, seed: int) -> Floats:
 def _products(
     rows: Floats, count: int, weights: Callable[[int], npt.NDArray[np.integer]]
 ) -> Floats:
-    """(count, K): random weights (size, N) times rows (N, K), a bounded number at a time."""
-    parts = [weights(size).astype(np.float64) @ rows for size in _sizes(count, len(rows))]
-    return np.concatenate(parts) if parts else np.zeros((0, rows.shape[1]))
-
-
-def _sizes(count: int, n: int) -> Iterator[int]:
-    step = max(1, _CELLS // n)
-    for start in range(0, count, step):
-        yield min(step, count - start)
+    """Return (count, K): random weights (size, N) times rows (N, K), in blocks of bounded size."""
+    step = max(1, _CELLS // max(1, len(rows)))
+    sizes = [min(step, count - start) for start in range(0, count, step)]
+    blocks = [weights(size).astype(np.float64) @ rows for size in sizes]
+    return np.concatenate(blocks) if blocks else np.zeros((0, rows.shape[1]))

@@ -184,3 +184,9 @@ def neighbour_spread(height: int, width: int) -> Tensor:
         return shares / shares.sum(1, keepdim=True)
 
     return torch.kron(axis(height), axis(width))
+
+
+def map_entropy(weights: Tensor) -> Tensor:
+    """Return the entropy of maps divided by log L: (..., L) -> (...); 1 is uniform, 0 one cell."""
+    entropy = -torch.special.xlogy(weights, weights.clamp(min=1e-12)).sum(-1)
+    return entropy / (math.log(weights.shape[-1]) or 1.0)  # a single cell has entropy 0

@@ -12,8 +12,9 @@ from captioner.api import Caption, Captioner
 from captioner.checkpoint import Header
 from captioner.data.annotations import Example, read_captions
 from captioner.errors import DataError
-from captioner.evaluation.attention import CategoryMasks, measure_attention
+from captioner.evaluation.attention import AttentionMeasure
 from captioner.evaluation.evaluate import evaluate
+from captioner.evaluation.masks import CocoInstances
 from captioner.image.transforms import Preprocess
 from captioner.metrics.coco_caption import score_captions
 from captioner.tokenizer import Vocabulary, tokenize
@@ -44,6 +45,7 @@ class Speaker:
     """Says what it is told to, with uniform maps; stands in for a captioner."""
 
     vocabulary = Vocabulary((*Vocabulary.SPECIALS, *WORDS.split()))
+    members = (None,)
 
     def __init__(self, *texts, finished=True):
         self.texts, self.finished = texts, finished
@@ -194,9 +196,10 @@ def test_attention_is_measured_on_the_photos_that_have_masks(captioner, examples
         captioner, examples, instances=[instances], batch_size=4, progress=False, max_length=5
     )
     said = captioner([example.image for example in examples], max_length=5)
-    expected = measure_attention(
-        [(i, said[i].words, said[i].attention) for i in (1, 3, 4)], CategoryMasks(instances)
-    )
+    measure = AttentionMeasure(CocoInstances(instances))
+    for i in (1, 3, 4):
+        measure.add(i, said[i].words, said[i].attention)
+    expected = measure.report()
     assert result.attention.photos == 3
     assert result.attention.words == sum(len(said[i].words) for i in (1, 3, 4))
     assert result.attention.entropy == pytest.approx(expected.entropy, abs=1e-5)

@@ -9,31 +9,34 @@ import torch
 from helpers.saliency import KINDS, L, OneCell, grid_of_one_cell
 from helpers.tiny import SIDE, make_decoder, make_grid
 
-from captioner.evaluation.deletion import (
+from captioner.evaluation.faithfulness import (
+    FaithfulnessMeasure,
     by_weight,
     deleted_log_probs,
     first_cells,
     from_centre,
-    remember_with_mean,
+    memory_with_mean,
 )
-from captioner.evaluation.faithfulness import FaithfulnessMeasure
-from captioner.evaluation.saliency import saliency_maps, teacher_forced
+from captioner.evaluation.saliency import saliency_maps, word_log_probs
 from captioner.models.encoder import Grid
 
 WORDS = [5, 7, 4, 8]
 
 
 def log_probs(decoder, grid, deleted, words=WORDS):
-    return deleted_log_probs(decoder, remember_with_mean(decoder, grid), deleted, words)
+    return deleted_log_probs(decoder, memory_with_mean(decoder, grid), deleted, words)
+
+
+def intact(decoder, grid):
+    return word_log_probs(decoder, decoder.remember(grid), WORDS)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("options", [{}, {"gate": "channel", "deep_output": True}])
-def test_deleting_is_replacing_by_the_mean_feature(kind, options):
-    decoder, grid = (
-        make_decoder(attention={"kind": kind, "see_word": True}, **options),
-        make_grid(1),
-    )
+def test_deleting_is_replacing_by_the_mean_feature(kind, smooth, options):
+    attention = {"kind": kind, "see_word": True, "smooth": smooth}
+    decoder, grid = make_decoder(attention=attention, **options), make_grid(1)
     deleted = np.random.default_rng(0).random((40, L)) < 0.4  # more than go through at a time
     found = log_probs(decoder, grid, deleted)
     assert found.shape == (40, len(WORDS))
@@ -41,7 +44,7 @@ def test_deleting_is_replacing_by_the_mean_feature(kind, options):
     for row, cells in zip(found, torch.from_numpy(deleted), strict=True):
         damaged = torch.where(cells[None, :, None], mean, grid.features)
         with torch.no_grad():
-            expected = teacher_forced(decoder, Grid(damaged, grid.size), WORDS)
+            expected = intact(decoder, Grid(damaged, grid.size))
         assert torch.allclose(row, expected, atol=1e-5)
 
 
@@ -49,9 +52,9 @@ def test_deleting_none_and_all():
     decoder, grid = make_decoder(), make_grid(1)
     none, every = log_probs(decoder, grid, np.array([[False] * L, [True] * L]))
     with torch.no_grad():
-        assert torch.allclose(none, teacher_forced(decoder, grid, WORDS), atol=1e-6)
+        assert torch.allclose(none, intact(decoder, grid), atol=1e-6)
         mean = grid.features.mean(1, keepdim=True).expand(-1, L, -1)
-        plain = teacher_forced(decoder, Grid(mean, grid.size), WORDS)
+        plain = intact(decoder, Grid(mean, grid.size))
     assert torch.allclose(every, plain, atol=1e-6)
     assert not torch.allclose(none, every, atol=1e-2)
 

@@ -5,7 +5,7 @@ import torch
 from helpers.saliency import KINDS, L, OneCell, grid_of_one_cell
 from helpers.tiny import FEATURES, SIDE, make_decoder, make_grid
 
-from captioner.evaluation.saliency import saliency_maps, teacher_forced
+from captioner.evaluation.saliency import saliency_maps, word_log_probs
 from captioner.models.encoder import Grid
 
 WORDS = [5, 7, 4, 8]
@@ -39,7 +39,8 @@ def test_it_is_the_derivative(kind):
             features = grid.features.clone()
             features[:, cell] += sign * step * (mean - features[:, cell])
             with torch.no_grad():
-                ends.append(teacher_forced(decoder, Grid(features, grid.size), WORDS))
+                memory = decoder.remember(Grid(features, grid.size))
+                ends.append(word_log_probs(decoder, memory, WORDS)[0])
         slopes[:, cell] = (ends[0] - ends[1]) / (2 * step)
     expected = slopes.clamp(min=0)
     expected /= expected.sum(1, keepdim=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from captioner.errors import DataError
 from captioner.metrics.bleu import bleu
-from captioner.metrics.cider import DocumentFrequency, cider, cider_d
+from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.metrics.ngrams import count_ngrams
 from captioner.metrics.rouge import longest_common_subsequence, rouge_l
 from captioner.tokenizer import tokenize
@@ -139,8 +139,8 @@ SETS = st.lists(
 )
 
 
-def plain_cider(candidates, references, counted, clipped):
-    """The formulas, n-gram by n-gram."""
+def plain_cider(candidates, references, counted):
+    """The formulas of CIDEr-D, n-gram by n-gram."""
 
     def ngrams(words, n):
         return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
@@ -161,11 +161,9 @@ def plain_cider(candidates, references, counted, clipped):
             for n in range(1, 5):
                 c, r = weighted(candidate, n), weighted(caption, n)
                 norm = math.hypot(*c.values()) * math.hypot(*r.values())
-                if norm and clipped:
+                if norm:
                     dot = sum(min(c[g], r[g]) * r[g] for g in c if g in r)
                     total += dot / norm * math.exp(-(gap**2) / 72)
-                elif norm:
-                    total += sum(c[g] * r[g] for g in c if g in r) / norm
         scores.append(10 * total / 4 / len(captions))
     return scores
 
@@ -174,15 +172,14 @@ def plain_cider(candidates, references, counted, clipped):
 def test_cider_is_its_definition(images, others):
     candidates, references = zip(*images, strict=True)
     counted = [captions for _, captions in others]
-    for metric, clipped in ((cider_d, True), (cider, False)):
-        own = metric(candidates, references)
-        foreign = metric(candidates, references, DocumentFrequency(counted))
-        for score, documents in ((own, references), (foreign, counted)):
-            assert score.defined == (len(documents) > 1)
-            if score.defined:
-                expected = plain_cider(candidates, references, documents, clipped)
-                assert score.per_image == pytest.approx(expected, abs=1e-9)
-                assert score.score == pytest.approx(np.mean(expected), abs=1e-9)
+    own = cider_d(candidates, references)
+    foreign = cider_d(candidates, references, DocumentFrequency(counted))
+    for score, documents in ((own, references), (foreign, counted)):
+        assert score.defined == (len(documents) > 1)
+        if score.defined:
+            expected = plain_cider(candidates, references, documents)
+            assert score.per_image == pytest.approx(expected, abs=1e-9)
+            assert score.score == pytest.approx(np.mean(expected), abs=1e-9)
 
 
 @given(CAPTION, CAPTION)
@@ -219,7 +216,6 @@ def test_perfect_candidates():
     assert bleu(candidates, references).scores == pytest.approx([1, 1, 1, 1])
     assert rouge_l(candidates, references).score == pytest.approx(1)
     assert cider_d(candidates, references).score == pytest.approx(10)
-    assert cider(candidates, references).score == pytest.approx(10)
 
 
 def test_cider_of_one_image_is_undefined_and_not_zero():
@@ -243,7 +239,6 @@ def test_all_candidates_empty():
     assert bleu(empty, REFERENCES).scores == close([0, 0, 0, 0])
     assert rouge_l(empty, REFERENCES).score == 0
     assert cider_d(empty, REFERENCES).score == 0
-    assert cider(empty, REFERENCES).score == 0
 
 
 def test_all_captions_empty():
@@ -259,17 +254,24 @@ def test_several_candidates_of_one_image_score_as_each_alone():
         assert cider_d([sample], [REFERENCES[0]], frequency).score == pytest.approx(score)
 
 
-def test_cider_punishes_repetition_only_as_cider_d():
+def test_cider_d_punishes_repetition():
     frequency = DocumentFrequency(REFERENCES)
-    modest, greedy = [["a", "goat"]], [["goat"] * 6]
-    references = [[["a", "goat"]]]
-    assert cider_d(greedy, references, frequency).score < cider(greedy, references, frequency).score
-    assert cider_d(modest, references, frequency).score == pytest.approx(
-        cider(modest, references, frequency).score
-    )
+    scores = [
+        cider_d([words], [[["a", "goat"]]], frequency).score
+        for words in (["a", "goat"], ["goat"] * 2, ["goat"] * 6)
+    ]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[2] < 0.3 * scores[0]
 
 
-@pytest.mark.parametrize("metric", [bleu, rouge_l, cider_d, cider])
+def test_bleu_takes_the_shorter_of_two_equally_close_references():
+    candidate, shorter, longer = ["a"] * 5, ["a"] * 4, ["a"] * 6
+    for references in ([shorter, longer], [longer, shorter]):
+        assert bleu([candidate], [references]).counts[0, -1] == 4
+    assert bleu([candidate], [[longer, ["b"] * 9]]).counts[0, -1] == 6
+
+
+@pytest.mark.parametrize("metric", [bleu, rouge_l, cider_d])
 @pytest.mark.parametrize(
     ("candidates", "references", "message"),
     [

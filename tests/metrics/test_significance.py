@@ -154,6 +154,13 @@ def test_a_better_model_is_told_from_a_worse_one_and_from_itself():
         assert (d.difference, d.low, d.high, d.p_value) == (0, 0, 0, 1)
 
 
+def test_p_is_never_zero():
+    good, bad, references = random_photos(200, seed=5)
+    a, b = table(bad, references), table(good, references)
+    for d in compare_tables(a, b, trials=99).values():
+        assert d.p_value == 1 / 100  # no swap comes near: only the observed assignment counts
+
+
 def test_exchanging_the_models_turns_the_signs():
     good, bad, references = random_photos(30, seed=4)
     a, b = table(bad, references), table(good, references)
