@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from captioner.batch.item import Item
-from captioner.batch.lists import ID_KEYS, NAME_KEYS, item_of_record, roots_of
+from captioner.batch.lists import list_item
+from captioner.data.annotations import ImageFinder
+from captioner.data.fields import ID_KEYS, NAME_KEYS
 from captioner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class _RowReader:
 
     def __init__(self, path: str, schema: pa.Schema, image_root: str | None, column: str | None):
         self.path = path
-        self.roots = roots_of(path, image_root)
+        self.finder = ImageFinder(path, image_root, cwd=True)
         columns = {name: schema.field(name).type for name in schema.names}
         self.photo = _photo_column(columns, column)
         self.is_path = _kind(columns[self.photo]) == "path"
@@ -142,7 +144,7 @@ class _RowReader:
             return Item(name or where, photo, number)
         if "://" in photo[:10]:
             return Item(photo, id=number, error="a web address: download the photo first")
-        return item_of_record({"image": photo, "id": number}, self.roots, where)
+        return list_item(photo, number, self.finder)
 
 
 def _photo_column(columns: dict[str, pa.DataType], chosen: str | None) -> str:

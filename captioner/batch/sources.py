@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from captioner.batch.archives import ARCHIVE_SUFFIXES, read_archive
 from captioner.batch.item import Item
-from captioner.batch.lists import MANIFESTS, read_stdin
+from captioner.batch.lists import LIST_SUFFIXES, read_list, read_stdin
 from captioner.batch.parquet import PARQUET_SUFFIXES, count_rows, read_parquet
 from captioner.image.io import IMAGE_SUFFIXES
 
@@ -118,9 +118,8 @@ def _file(path: str, image_root: str | None, read_table: _Reader) -> Iterator[It
         return read_archive(path)
     if _has_suffix(path, PARQUET_SUFFIXES):
         return read_table(path, image_root)
-    read = MANIFESTS.get(os.path.splitext(path)[1].lower())
-    if read is not None:
-        return read(path, image_root)
+    if _has_suffix(path, LIST_SUFFIXES):
+        return read_list(path, image_root)
     return iter((Item(path, path),))
 
 

@@ -118,8 +118,7 @@ def _public(arguments: argparse.Namespace, bars: bool) -> int:
 def _own(arguments: argparse.Namespace, bars: bool) -> int:
     from tqdm import tqdm
 
-    from captioner.prepare.custom import Report, check_and_split
-    from captioner.prepare.rows import read_folder, read_rows
+    from captioner.prepare.custom import Report, check_and_split, read_folder, read_table
     from captioner.prepare.write import write_captions
 
     if arguments.source is None:
@@ -130,7 +129,7 @@ def _own(arguments: argparse.Namespace, bars: bool) -> int:
     report = Report()
     if arguments.what == "csv":
         beside = source.parent
-        rows = list(read_rows(source))
+        rows = read_table(source)
     else:
         beside = images = images or source
         rows, report.strays = read_folder(source)

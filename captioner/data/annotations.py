@@ -1,51 +1,52 @@
-"""Captions in: COCO JSON, Karpathy JSON (`dataset_*.json`) or JSONL, told apart by their content.
-
-Karpathy's files hold all splits of a data set: `{"images": [{"filename", "split", "sentences":
-[{"raw"}], "imgid" or "cocoid", "filepath"}]}` (Karpathy and Fei-Fei 2015, arXiv 1412.2306). A JSONL
-file has one photo per line: `{"image": "a.jpg", "captions": ["A dog.", ...], "split": "train"}`.
-"""
+"""Captioned images: read a captions file, choose a split and find the images on the disk."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from captioner.data.fields import Row, mend_text, some
+from captioner.data.records import read_rows
 from captioner.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 Missing = Literal["error", "skip", "ignore"]
-"""What to do about photos that a caption file names and the disk does not have.
+"""What to do about images that a captions file names and the disk does not have.
 
 `ignore` does not look: only the captions are wanted, and names stay as the file has them.
 """
 
-_SHOWN = 3  # names in a message
-
 
 @dataclass(frozen=True)
 class Example:
-    """A photo and what people wrote about it.
+    """An image and what people wrote about it.
 
     Attributes:
         image: Path of the image file.
         captions: Its captions as written (raw case and punctuation), in the order of the file.
         split: The split it belongs to, for example `train`, `val` or `test`.
-        image_id: The id in the caption file (COCO: an integer), unique within one list.
+        image_id: The id in the captions file (COCO: an integer), unique within one list.
     """
 
     image: str
     captions: tuple[str, ...]
     split: str
     image_id: int | str
+
+
+@dataclass
+class _Entry:
+    """What all rows of a file say about one image."""
+
+    first: Row
+    captions: list[str] = field(default_factory=list)
+    ids: set[int | str | None] = field(default_factory=set)
 
 
 def read_captions(
@@ -56,225 +57,118 @@ def read_captions(
     missing: Missing = "error",
     restval_as_train: bool = True,
 ) -> list[Example]:
-    """Read a caption file of any of the three formats.
+    """Read a captions file in any form that `records.read_rows` knows.
 
     Args:
         path: The file.
-        image_root: Folder of the photos; None looks in `images` beside the file, then beside it.
-        split: Only this split; None takes all. A COCO file holds a single split, which gets this
-            name (`train` for None).
-        missing: `error`, `skip` to leave out photos that do not exist, or `ignore` not to look
+        image_root: Folder of the images; None looks in `images` beside the file, then beside it.
+        split: Only this split; None takes all. A file without splits is a single one, which gets
+            this name (`train` for None).
+        missing: `error`, `skip` to leave out images that do not exist, or `ignore` not to look
             for them; then a COCO file need not name them.
-        restval_as_train: Count Karpathy's `restval` photos as `train`, as is usual.
+        restval_as_train: Count Karpathy's `restval` images as `train`, as is usual.
 
     Returns:
-        One example per photo with captions, in the order of the file.
+        One example per image with captions, in the order of the file.
 
     Raises:
-        DataError: The file is of none of these forms, has no such split, an id occurs twice, a line
-            is wrong (the message has its number), or photos are missing.
+        DataError: The file is of no known form, has no such split, an id occurs twice, a line is
+            wrong (the message has its number), or images are missing.
     """
     path = Path(path)
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        if path.suffix == ".json" and not _is_object(text.lstrip().split("\n", 1)[0]):
-            raise DataError(f"{path}: damaged JSON ({error})") from error
-        content = None  # several lines: each must be JSON by itself
-    images = content.get("images") if isinstance(content, dict) else None
-    if images is not None and "annotations" in content:
-        return coco_examples(content, path, image_root, split or "train", missing)
-    first = images[0] if isinstance(images, list) and images else None
-    if isinstance(first, dict) and "sentences" in first:
-        examples = _karpathy(content, path, restval_as_train)
-    elif content is None or (isinstance(content, dict) and images is None):
-        examples = _jsonl(text, path, split or "train")
-    else:
-        raise DataError(
-            f"{path}: not a caption file: expected COCO captions JSON ('images' and 'annotations'),"
-            " Karpathy JSON ('images' with 'sentences') or JSONL ('image' and 'captions' a line)"
-        )
-    return find_images(choose_split(examples, path, split), path, image_root, missing)
-
-
-def _karpathy(content: Mapping[str, Any], path: Path, restval_as_train: bool) -> list[Example]:
+    entries = _merge(read_rows(path, captioned=True), missing)
+    # Ids of images, unless they turn out to be ids of rows.
+    by_id = all(len(entry.ids) == 1 for entry in entries)
     examples = []
-    for number, entry in enumerate(content["images"]):
-        try:
-            split = entry["split"]
-            name = entry["filename"]
-            examples.append(
-                Example(
-                    # COCO's photos lie in train2014 and val2014, Flickr's in one folder.
-                    image=f"{entry['filepath']}/{name}" if entry.get("filepath") else name,
-                    captions=clean_captions(_sentence(words) for words in entry["sentences"]),
-                    split="train" if split == "restval" and restval_as_train else split,
-                    image_id=entry["cocoid"] if "cocoid" in entry else entry.get("imgid", name),
-                )
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{path}: entry {number} of 'images': {reason}") from error
-    return examples
+    places: dict[int | str, str] = {}  # image id -> where it is
+    for entry in entries:
+        row = entry.first
+        name, own_split = row.image or "", row.split or split or "train"
+        if own_split == "restval" and restval_as_train:
+            own_split = "train"
+        image_id = row.image_id if by_id and row.image_id is not None else name
+        first = places.setdefault(image_id, row.place)
+        if first != row.place:
+            raise DataError(f"{row.place}: {image_id} is in {first} already; keep one of them")
+        examples.append(Example(name, tuple(entry.captions), own_split, image_id))
+    return find_images(_choose_split(examples, path, split), path, image_root, missing)
 
 
-def _sentence(sentence: Mapping[str, Any]) -> Any:
-    """The caption as written; some re-distributed files keep its words only."""
-    return sentence["raw"] if "raw" in sentence else " ".join(sentence["tokens"])
-
-
-def _jsonl(text: str, path: Path, default_split: str) -> list[Example]:
-    examples: list[Example] = []
-    lines: dict[int | str, int] = {}  # image id -> its line
-    # Not splitlines: it would also cut at the line separators that a JSON string may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry, dict):
-                raise TypeError("expected an object with 'image' and 'captions'")
-            if not isinstance(entry["image"], str) or not isinstance(entry["captions"], list):
-                raise TypeError("'image' must be a string and 'captions' a list of strings")
-            split = entry.get("split") or default_split  # tables write null where there is none
-            if not isinstance(split, str):
-                raise TypeError(f"'split' must be a string, not {split!r}")
-            example = Example(
-                image=entry["image"],
-                captions=clean_captions(entry["captions"]),
-                split=split,
-                image_id=entry.get("image_id", entry["image"]),
-            )
-            first = lines.setdefault(example.image_id, number)
-            if first != number:
-                raise TypeError(f"{example.image_id} is on line {first} already")
-        except (ValueError, KeyError, TypeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{path}, line {number}: {reason}") from error
-        examples.append(example)
-    return examples
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
-def read_coco(
-    annotations: str | os.PathLike[str],
-    image_root: str | os.PathLike[str] | None = None,
-    split: str = "train",
-    missing: Missing = "error",
-) -> list[Example]:
-    """Read a COCO captions file.
-
-    Args:
-        annotations: The JSON file, for example `captions_train2014.json`.
-        image_root: Folder of the photos; None looks in `images` beside the file, then beside it.
-        split: What to call the file's only split.
-        missing: `error`, `skip` to leave out photos that do not exist, or `ignore` not to look
-            for them; then the file need not name them.
-
-    Returns:
-        One example per photo with captions, in the order of the file's `images`.
+def _merge(rows: Iterable[Row], missing: Missing) -> list[_Entry]:
+    """Gather the rows of each image, and check them.
 
     Raises:
-        DataError: The file is not of this form, an id occurs twice, photos are missing.
+        DataError: A row is wrong.
     """
-    return coco_examples(read_json(annotations), Path(annotations), image_root, split, missing)
-
-
-def coco_examples(
-    dataset: Mapping[str, Any],
-    source: Path,
-    image_root: str | os.PathLike[str] | None = None,
-    split: str = "train",
-    missing: Missing = "error",
-) -> list[Example]:
-    """The same as `read_coco` for a file that is parsed already; `source` is its path."""
-    from pycocotools.coco import COCO  # here, since it is slow to import
-
-    # pycocotools would open the file in the locale's encoding, and it prints its progress.
-    coco = COCO()
-    coco.dataset = dataset
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco.createIndex()
-        ids = [image["id"] for image in dataset["images"]]
-        examples = [
-            Example(
-                image=image.get("file_name", "") if missing == "ignore" else image["file_name"],
-                captions=clean_captions(entry["caption"] for entry in coco.imgToAnns[image["id"]]),
-                split=split,
-                image_id=image["id"],
-            )
-            for image in dataset["images"]
-        ]
-        strays = len(coco.anns) - sum(len(coco.imgToAnns[image_id]) for image_id in set(ids))
-        entries = len(dataset["annotations"])
-    except (KeyError, TypeError) as error:
-        reason = f"no {error} in it" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{source}: not a COCO captions file: {reason}") from error
-    if len(coco.anns) < entries:
-        raise DataError(f"{source}: {entries - len(coco.anns)} annotation id(s) occur twice")
-    if strays:
-        logger.warning("%s: left out %d caption(s) of photos that it does not list", source, strays)
-    return find_images(examples, source, image_root, missing)
+    entries: list[_Entry] = []
+    by_name: dict[int | str | None, _Entry] = {}
+    lost = 0
+    for row in rows:
+        if row.error is None and row.image is None and missing != "ignore":
+            row = replace(row, error="no image named: expected 'image' or 'file_name'")
+        if row.error is None and not row.captioned:
+            row = replace(row, error="no captions: expected 'captions' or 'caption'")
+        if row.error is not None:
+            raise DataError(f"{row.place}: {row.error}")
+        entry = None if row.complete else by_name.get(row.image or row.image_id)
+        if entry is None:
+            entry = _Entry(row)
+            entries.append(entry)
+            by_name[row.image or row.image_id] = entry
+        elif entry.first.split != row.split:
+            raise DataError(f"{row.place}: {row.image} is in another split in {entry.first.place}")
+        entry.captions += [text for caption in row.captions if (text := caption.strip())]
+        entry.ids.add(row.image_id)
+        lost += row.missing
+    if lost:
+        logger.warning("left out %d missing caption(s) (null, nan, None)", lost)
+    return entries
 
 
 def find_images(
-    examples: Iterable[Example],
+    examples: Sequence[Example],
     source: Path,
     image_root: str | os.PathLike[str] | None,
     missing: Missing = "error",
 ) -> list[Example]:
-    """Check the examples of one file and replace the file names in them by paths that exist.
+    """Replace the file names in examples by paths that exist.
 
-    Photos without captions are left out, with a warning.
+    Images without captions are left out, with a warning.
 
     Args:
         examples: As the file has them: `image` is a file name, perhaps with folders.
-        source: The caption file.
-        image_root: Folder of the photos; None looks in `images` beside the file, then beside it.
+        source: The captions file.
+        image_root: Folder of the images; None looks in `images` beside the file, then beside it.
             Only the last part of a name is looked for where the whole is not found.
-        missing: `error`, `skip` to leave photos out that do not exist (with a warning), or
+        missing: `error`, `skip` to leave images out that do not exist (with a warning), or
             `ignore` to leave all names as they are.
 
     Raises:
-        DataError: An id occurs twice, photos are missing, or nothing is left.
+        DataError: Images are missing, or nothing is left.
     """
     if missing not in get_args(Missing):
         raise ValueError(f"missing must be 'error', 'skip' or 'ignore', not {missing!r}")
-    examples = list(examples)
-    ids = Counter(example.image_id for example in examples)
-    twice = [image_id for image_id, count in ids.items() if count > 1]
-    if twice:
-        raise DataError(f"{source}: {len(twice)} image id(s) occur more than once: {_some(twice)}")
     captioned = [example for example in examples if example.captions]
     if len(captioned) < len(examples):
         silent = [example.image for example in examples if not example.captions]
         logger.warning(
-            "%s: left out %d photo(s) without a caption: %s", source, len(silent), _some(silent)
+            "%s: left out %d image(s) without a caption: %s", source, len(silent), some(silent)
         )
     if not captioned:
-        raise DataError(f"{source}: no photo with a caption in it")
+        raise DataError(f"{source}: no image with a caption in it")
     if missing == "ignore":
         return captioned
-    beside = source.parent
-    roots = [Path(image_root)] if image_root is not None else [beside / "images", beside]
+    finder = ImageFinder(source, image_root)
     found, lost = [], []
     for example in captioned:
-        path = _find(example.image, roots)
+        path = finder.find(example.image, by_last_part=True)
         if path is None:
             lost.append(example.image)
         else:
-            found.append(Example(path, example.captions, example.split, example.image_id))
+            found.append(replace(example, image=path))
     if lost:
-        places = " and ".join(str(root) for root in roots)
-        message = f"{source}: {len(lost)} of {len(captioned)} photos not found: {_some(lost)}"
+        places = " and ".join(root or "." for root in finder.roots)
+        message = f"{source}: {len(lost)} of {len(captioned)} images not found: {some(lost)}"
         if missing == "error" or not found:
             raise DataError(
                 f"{message}; looked in {places}: name their folder by --images (in a recipe by"
@@ -285,8 +179,67 @@ def find_images(
     return found
 
 
-def choose_split(examples: Sequence[Example], source: Path, split: str | None) -> list[Example]:
-    """The examples of one split, or all of them for None.
+class ImageFinder:
+    r"""Finds listed images on the disk.
+
+    Names may have `\` between folders, and letters of another encoding.
+
+    Args:
+        source: The file that lists them.
+        image_root: Folder of the images; None looks in `images` beside the file (in any case of
+            letters), then beside it.
+        cwd: With no `image_root`, look beside the file first, then in the working directory and in
+            `images`.
+
+    Attributes:
+        folder: Where an image that is nowhere should have been.
+        roots: The folders, in the order in which they are searched.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        image_root: str | os.PathLike[str] | None = None,
+        *,
+        cwd: bool = False,
+    ) -> None:
+        self.folder = os.path.dirname(source) if image_root is None else os.fspath(image_root)
+        self.roots = [self.folder]
+        if image_root is None:
+            try:
+                names = sorted(n for n in os.listdir(self.folder or ".") if n.lower() == "images")
+            except OSError:
+                names = []
+            inside = [os.path.join(self.folder, name) for name in names or ["images"]]
+            self.roots = [self.folder, "", *inside] if cwd else [*inside, self.folder]
+
+    def find(self, name: str, *, by_last_part: bool = False) -> str | None:
+        """Return the path of an image, None if it is in none of the folders.
+
+        Args:
+            name: As the file has it; absolute ones are taken as they are.
+            by_last_part: Where the whole name is not found, look for its last part alone, and for
+                COCO's images in the folders that COCO has.
+        """
+        names = dict.fromkeys([name, mend_text(name), mend_text(name).replace("\\", "/")])
+        if by_last_part:
+            last = re.split(r"[/\\]", mend_text(name))[-1]
+            names[os.path.basename(name)] = names[last] = None
+            if match := re.match(r"COCO_([a-z]+\d{4})_", last):
+                names[f"{match[1]}/{last}"] = None
+        for each in names:
+            for root in self.roots:
+                path = os.path.join(root, each)
+                try:
+                    if os.path.isfile(path):
+                        return path
+                except ValueError:  # a NUL in the name
+                    return None
+        return None
+
+
+def _choose_split(examples: Sequence[Example], source: Path, split: str | None) -> list[Example]:
+    """Return the examples of one split, or all of them for None.
 
     Raises:
         DataError: The file has no such split; the message lists those that it has.
@@ -296,56 +249,3 @@ def choose_split(examples: Sequence[Example], source: Path, split: str | None) -
         names = ", ".join(sorted({example.split for example in examples}))
         raise DataError(f"{source}: no split {split!r} in it, only {names}")
     return chosen
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """A caption file's text; UTF-8 whatever the locale is, with or without a byte-order mark.
-
-    Raises:
-        DataError: The file cannot be read or is not UTF-8.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{os.fspath(path)}: cannot read this caption file ({error})") from error
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """A JSON file's content.
-
-    Raises:
-        DataError: The file cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise DataError(f"{os.fspath(path)}: not a JSON file ({error})") from error
-
-
-def clean_captions(captions: Iterable[Any]) -> tuple[str, ...]:
-    """The captions without those that are empty, stripped of white space at both ends.
-
-    Raises:
-        TypeError: One of them is not a string.
-    """
-    captions = list(captions)
-    for caption in captions:
-        if not isinstance(caption, str):
-            raise TypeError(f"a caption must be a string, not {caption!r}")
-    return tuple(stripped for caption in captions if (stripped := caption.strip()))
-
-
-def _find(name: str, roots: Sequence[Path]) -> str | None:
-    """The path of an image file: root/folders/name, else root/name; absolute names as they are."""
-    for tail in dict.fromkeys([name, Path(name).name]):
-        for root in roots:
-            path = os.path.join(root, tail)
-            if os.path.isfile(path):
-                return path
-    return None
-
-
-def _some(names: Sequence[object]) -> str:
-    return ", ".join(str(name) for name in names[:_SHOWN]) + (
-        ", ..." if len(names) > _SHOWN else ""
-    )

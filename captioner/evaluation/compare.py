@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from captioner.data.annotations import Example, read_text
+from captioner.data.annotations import Example
+from captioner.data.records import read_text
 from captioner.errors import DataError
 from captioner.evaluation.caption_metrics import METRIC_NAMES, format_score, references_digest
 from captioner.evaluation.results import match_results, read_results

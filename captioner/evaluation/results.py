@@ -16,25 +16,18 @@ What does not fit is reported, never passed over:
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from captioner.data.annotations import Example, read_text
+from captioner.data.annotations import Example
+from captioner.data.fields import id_key, some
+from captioner.data.records import read_rows
 from captioner.errors import DataError
 from captioner.evaluation.caption_metrics import CaptionQuality, measure_quality
-
-_ID_KEYS = ("image_id", "id", "cocoid", "imgid")
-_NAME_KEYS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path")
-_DELIMITERS = ",;\t"
-_SHOWN = 3  # examples in a message
 
 
 @dataclass(frozen=True)
@@ -81,13 +74,13 @@ class Matching:
         lines = []
         if self.missing:
             count = f"{len(self.missing):,} of {len(self.captions):,} photos have no caption"
-            lines.append(f"{count} (this lowers the scores): {_some(self.missing)}")
+            lines.append(f"{count} (this lowers the scores): {some(self.missing)}")
         if self.unknown:
             count = f"{len(self.unknown):,} not scored, without references"
-            lines.append(f"{count}: {_some(self.unknown)}")
+            lines.append(f"{count}: {some(self.unknown)}")
         if self.repeated:
             count = f"{len(self.repeated):,} not scored, the photo has an earlier caption"
-            lines.append(f"{count}: {_some(self.repeated)}")
+            lines.append(f"{count}: {some(self.repeated)}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,22 +135,23 @@ def score_results(
 
 
 def read_results(path: str | os.PathLike[str]) -> list[ResultRow]:
-    """Read COCO results JSON, JSONL or CSV.
+    """Read a file of results in any form that `captioner.data.records` knows.
 
     Raises:
-        DataError: The file is none of these, or a row has no caption or does not name its photo;
-            the message names the row.
+        DataError: The file is of no known form, or a row has no caption or does not name its
+            image; the message names the row.
     """
-    source = Path(path)
-    text = read_text(source)
-    start = text.lstrip()[:1]
-    if start == "[":
-        records = _json_records(text, source)
-    elif start == "{":
-        records = _line_records(text, source)
-    else:
-        records = _csv_records(text, source)
-    return [_row(record, where) for where, record in records]
+    results = []
+    for row in read_rows(path, captioned=True):
+        if row.error is not None:
+            raise DataError(f"{row.place}: {row.error}")
+        if row.failure is None and not row.captioned:
+            raise DataError(f"{row.place}: no caption and no error: expected text in 'caption'")
+        captions: Sequence[str | None] = row.captions if row.failure is None else ()
+        # Further columns are other captions of a search; a list of captions is reported.
+        captions = captions if row.complete else captions[:1]
+        results += [ResultRow(row.image_id, row.image, text) for text in captions or (None,)]
+    return results
 
 
 def match_results(
@@ -177,7 +171,7 @@ def match_results(
     Raises:
         DataError: No row fits, or a row's name and id are of two photos.
     """
-    photos = _Photos(examples)
+    photos = _References(examples)
     captions: list[str | None] = [None] * len(examples)
     unknown, repeated = [], []
     for row in rows:
@@ -193,103 +187,57 @@ def match_results(
         theirs = examples[0].image_id if examples else "none"
         raise DataError(
             f"{source}: none of its {len(rows)} rows has a caption for a photo of the references: "
-            f"their ids are like {theirs!r}, its photos are {_some(list(map(str, rows))) or 'none'}"
+            f"their ids are like {theirs!r}, its photos are {some(list(map(str, rows))) or 'none'}"
         )
     pairs = zip(examples, captions, strict=True)
     missing = [example.image_id for example, caption in pairs if caption is None]
     return Matching(captions, missing, unknown, repeated)
 
 
-class _Photos:
-    """Finds the place of a photo among the references."""
+class _References:
+    """Finds the place of an image among the references."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._by_id = {str(example.image_id): i for i, example in enumerate(examples)}
-        names = [os.path.basename(example.image) for example in examples]
-        count = Counter(names)
+        self._by_key = _unique(id_key(example.image_id) for example in examples)
+        names = [_last_part(example.image) for example in examples]
         self._by_path = {example.image: i for i, example in enumerate(examples) if example.image}
-        self._by_name = {name: i for i, name in enumerate(names) if name and count[name] == 1}
+        self._by_name = _unique(names)
+        self._by_stem = _unique(os.path.splitext(name)[0] for name in names)
         self._named = any(names)
 
     def find(self, row: ResultRow) -> int | None:
-        by_id = None if row.image_id is None else self._by_id.get(str(row.image_id))
+        by_id = None if row.image_id is None else self._find_id(str(row.image_id))
         by_name = self._find_name(row.name) if row.name else None
         if by_id is not None and by_name is not None and by_id != by_name:
             raise DataError(
-                f"the row of {row.name} has the id {row.image_id}, which is another photo in the "
+                f"the row of {row.name} has the id {row.image_id}, which is another image in the "
                 "references: leave out the wrong one of the two columns"
             )
         return by_id if by_name is None else by_name
 
+    def _find_id(self, image_id: str) -> int | None:
+        place = self._by_id.get(image_id, self._by_key.get(id_key(image_id)))
+        if place is None:  # some tools write the file name, or its stem, as the id
+            place = self._by_stem.get(_last_part(image_id), self._find_name(image_id))
+        return place
+
     def _find_name(self, name: str) -> int | None:
         if name in self._by_path:
             return self._by_path[name]
-        base = re.split(r"[/\\]", name)[-1]
+        last = _last_part(name)
         if self._named:
-            return self._by_name.get(base)
-        number = re.fullmatch(r"(?:.*_)?0*(\d+)", os.path.splitext(base)[0])
+            return self._by_name.get(last)
+        number = re.fullmatch(r"(?:.*_)?0*(\d+)", os.path.splitext(last)[0])
         return self._by_id.get(number[1]) if number else None
 
 
-def _json_records(text: str, source: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        records = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{source}: damaged JSON ({error})") from error
-    for number, record in enumerate(records):
-        yield f"{source}, entry {number}", record
+def _unique(keys: Iterable[str]) -> dict[str, int]:
+    """Return the places of the keys that occur once; empty ones do not count."""
+    keys = list(keys)
+    count = Counter(keys)
+    return {key: place for place, key in enumerate(keys) if key and count[key] == 1}
 
 
-def _line_records(text: str, source: Path) -> Iterator[tuple[str, Any]]:
-    # Not splitlines: it would also cut at the line separators that a JSON string may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"{source}, line {number}", json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{source}, line {number}: not JSON ({error}); expected COCO results, "
-                    "one JSON object a line, or CSV"
-                ) from error
-
-
-def _csv_records(text: str, source: Path) -> Iterator[tuple[str, Any]]:
-    first = text.split("\n", 1)[0]
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=first.count))
-    try:
-        header = [cell.strip().lower() for cell in next(rows, [])]
-        if "caption" not in header:
-            raise DataError(
-                f"{source}: expected COCO results JSON, JSONL, or CSV with a header that has "
-                "'caption' and 'image' or 'image_id'"
-            )
-        for cells in rows:
-            if any(cells):
-                record: dict[str, Any] = dict(zip(header, cells, strict=False))
-                if record.get("error"):
-                    record.pop("caption", None)  # an empty cell beside an error, or a short row
-                yield f"{source}, line {rows.line_num}", record
-    except csv.Error as error:
-        raise DataError(f"{source}, line {rows.line_num}: {error}") from error
-
-
-def _row(record: Any, where: str) -> ResultRow:
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: expected an object with 'caption' and 'image' or 'image_id'")
-    given = {key: value for key, value in record.items() if value not in (None, "")}
-    image_id = next((given[key] for key in _ID_KEYS if key in given), None)
-    name = next((given[key] for key in _NAME_KEYS if isinstance(given.get(key), str)), None)
-    if image_id is None and name is None:
-        raise DataError(f"{where}: it does not name its photo: expected 'image' or 'image_id'")
-    caption = record.get("caption")
-    if not isinstance(caption, str) and not (caption is None and given.get("error")):
-        raise DataError(f"{where}: 'caption' must be text, not {caption!r}")
-    return ResultRow(image_id if isinstance(image_id, int) else _text(image_id), name, caption)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _some(names: Sequence[object]) -> str:
-    return ", ".join(map(str, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+def _last_part(name: str) -> str:
+    return re.split(r"[/\\]", name)[-1]

@@ -177,7 +177,33 @@ def _identify(stream: IO[bytes]) -> Image.Image:
         raise failure
     if prefix[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
         raise ImageError("a HEIC photo needs one more package: pip install pillow-heif")
+    stream.seek(0)
+    if foreign := describe_foreign_file(stream.read(512)):
+        raise ImageError(foreign)
     raise ImageError("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF)")
+
+
+def describe_foreign_file(head: bytes) -> str | None:
+    """Say what a file is that is neither an image nor text, and what to do; None if unknown.
+
+    Args:
+        head: Its first 512 bytes.
+    """
+    if head.startswith(b"version https://git-lfs.github.com/"):
+        return "a Git LFS pointer, not the file itself: run `git lfs pull` to get it"
+    if head.startswith(b"PK\3\4"):
+        return "a zip archive (or an Excel workbook): unpack it, or save the sheet as CSV"
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
+        return "a compressed file: unpack it first"
+    if head[257:262] == b"ustar":
+        return "a tar archive: unpack it, or give it the ending .tar to caption the images in it"
+    if head.startswith(b"PAR1"):
+        return "a Parquet table: `captioner caption` reads it if its name ends in .parquet"
+    if head.startswith(b"%PDF"):
+        return "a PDF document: save its pages as images"
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")):
+        return "an image, not a list of images"
+    return None
 
 
 def _damaged(format_name: str | None, error: Exception) -> ImageError:

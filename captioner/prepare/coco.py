@@ -16,7 +16,7 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from captioner.data.annotations import Example, read_captions, read_coco
+from captioner.data.annotations import Example, read_captions
 from captioner.errors import DataError
 from captioner.prepare.file_index import FileIndex
 from captioner.prepare.registry import ARCHIVES
@@ -51,7 +51,7 @@ def coco_versions(year: str, index: FileIndex) -> list[Version]:
             absent.append(name)
         else:
             logger.info("reading %s", path)
-            official += read_coco(path, split=split, missing="ignore")
+            official += read_captions(path, split=split, missing="ignore")
     karpathy_json = index.find("dataset_coco.json")
     if absent and karpathy_json is not None:
         return _from_karpathy(Path(karpathy_json), year)

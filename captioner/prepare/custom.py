@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from captioner.data.annotations import Example, find_images
+from captioner.data.fields import Row, some
+from captioner.data.records import read_rows, read_text
 from captioner.errors import ConfigError, DataError
-from captioner.prepare.file_index import some
+from captioner.image.io import IMAGE_SUFFIXES
 from captioner.prepare.near_duplicates import fingerprints, gather, groups
-from captioner.prepare.rows import Row
 from captioner.prepare.write import count_splits
 from captioner.tokenizer import tokenize
 
@@ -135,7 +137,7 @@ class Report:
         say("photos that cannot be read, left out", reasons)
         say("photos without a caption, left out", self.uncaptioned)
         say("text files without a photo", self.strays)
-        say("empty captions, left out", self.empty)
+        say("empty captions (or null, nan), left out", self.empty)
         say("captions that their photo has already, left out", self.repeated)
         shared = [f"{text!r} {number} times" for text, number in self.shared.items()]
         say("captions that several photos share", shared)
@@ -160,6 +162,61 @@ class _Photo:
 
     captions: dict[str, str] = field(default_factory=dict)  # normalised -> as written
     split: str | None = None
+
+
+def read_table(path: Path) -> list[Row]:
+    """Read a captions file in any form that `captioner.data.records` knows.
+
+    Raises:
+        DataError: The file is of no known form or an entry is wrong; the message has the line.
+    """
+    rows = []
+    for row in read_rows(path, captioned=True):
+        if row.error is not None or row.image is None:
+            raise DataError(f"{row.place}: {row.error or 'no image named'}")
+        rows.append(row)
+    return rows
+
+
+def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
+    """Photos of a folder and its subfolders, with the captions in text files of the same name.
+
+    Args:
+        folder: `dog.jpg` is captioned by `dog.txt`, a caption a line.
+
+    Returns:
+        A row for each photo, its captions empty where there is no text file, in the order of the
+        paths; and the text files without a photo.
+
+    Raises:
+        DataError: No such folder, or a text file is not UTF-8.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    photos: list[Path] = []
+    texts: set[Path] = set()
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(place, name)
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                photos.append(path)
+            elif path.suffix.lower() == ".txt":
+                texts.add(path)
+    rows = []
+    used = set()
+    for path in sorted(photos):
+        text = path.with_suffix(".txt")
+        lines: list[str] = []
+        if text in texts:
+            used.add(text)
+            lines = read_text(text).splitlines()
+        # A blank line at the end is no caption; a file of blank lines is an empty one.
+        captions = tuple(line for line in lines if line.strip()) or ("",) * bool(text in texts)
+        rows.append(Row(str(text), path.relative_to(folder).as_posix(), captions=captions))
+    return rows, sorted(str(path) for path in texts - used)
 
 
 def check_and_split(
@@ -292,7 +349,9 @@ def _merge(rows: Iterable[Row], report: Report) -> dict[str, _Photo]:
     """The photos of all rows, in order, with their captions once each."""
     photos: dict[str, _Photo] = {}
     for row in rows:
+        assert row.image is not None  # see `read_table`
         photo = photos.setdefault(row.image, _Photo())
+        report.empty += [f"{row.image} ({row.place})"] * row.missing
         for caption in row.captions:
             words = " ".join(tokenize(caption))
             if not words:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from captioner.errors import DataError
@@ -78,8 +78,3 @@ def relative_to(path: str, root: Path) -> str:
     if absolute.startswith(os.path.join(base, "")):
         return os.path.relpath(absolute, base).replace(os.sep, "/")
     return absolute
-
-
-def some(names: Sequence[str], shown: int = 3) -> str:
-    """A few names of many, for a message."""
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

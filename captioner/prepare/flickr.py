@@ -13,11 +13,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from captioner.data.annotations import Example, read_captions, read_text
+from captioner.data.annotations import Example, read_captions
+from captioner.data.fields import some
+from captioner.data.records import read_rows, read_text
 from captioner.errors import DataError
-from captioner.prepare.file_index import FileIndex, some
+from captioner.prepare.file_index import FileIndex
 from captioner.prepare.registry import ARCHIVES, KARPATHY
-from captioner.prepare.rows import read_rows
 from captioner.prepare.write import Version
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,10 @@ def read_token_file(path: Path) -> dict[str, list[str]]:
         DataError: It is neither.
     """
     captions: dict[str, list[str]] = {}
-    for row in read_rows(path):
-        texts = [text.strip() for text in row.captions if text.strip()]
+    for row in read_rows(path, captioned=True):
+        if row.error is not None or row.image is None:
+            raise DataError(f"{row.place}: {row.error or 'no image named'}")
+        texts = [text for caption in row.captions if (text := caption.strip())]
         captions.setdefault(row.image, []).extend(texts)
     return captions
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.data.annotations import Example
+from captioner.data.fields import some
 from captioner.errors import DataError
-from captioner.prepare.file_index import FileIndex, relative_to, some
+from captioner.prepare.file_index import FileIndex, relative_to
 from captioner.utils.files import replacing
 
 logger = logging.getLogger(__name__)

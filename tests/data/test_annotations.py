@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from captioner.data.annotations import Example, read_captions, read_coco
+from captioner.data.annotations import Example, read_captions
 from captioner.errors import DataError
 
 CAPTIONS = {
@@ -99,7 +99,7 @@ def test_escaped_and_indented_json_reads_alike(photos, tmp_path):
 
 
 def test_coco_example(photos, tmp_path, capsys):
-    examples = read_coco(write(tmp_path / "c.json", coco_content()), split="val")
+    examples = read_captions(write(tmp_path / "c.json", coco_content()), split="val")
     assert examples[0] == Example(str(photos / "a.jpg"), STRIPPED["a.jpg"], "val", 10)
     assert capsys.readouterr().out == ""  # pycocotools prints; stdout carries data only
 
@@ -117,14 +117,14 @@ def test_photos_are_found_in_images_beside_the_file_or_at_the_root(photos, tmp_p
     elsewhere.mkdir()
     assert read_captions(write(elsewhere / "k.json", content), photos) == default
     assert read_captions(write(photos / "k.json", content)) == default
-    with pytest.raises(DataError, match=r"3 of 3 photos not found.*elsewhere"):
+    with pytest.raises(DataError, match=r"3 of 3 images not found.*elsewhere"):
         read_captions(elsewhere / "k.json")
 
 
 def test_missing_photos_are_an_error_or_skipped(photos, tmp_path, caplog):
     (photos / "b.jpg").unlink()
     path = write(tmp_path / "c.json", coco_content())
-    with pytest.raises(DataError, match=r"1 of 3 photos not found: b\.jpg.*image_root"):
+    with pytest.raises(DataError, match=r"1 of 3 images not found: b\.jpg.*image_root"):
         read_captions(path)
     with caplog.at_level(logging.WARNING):
         kept = read_captions(path, missing="skip")
@@ -140,7 +140,7 @@ def test_photos_without_captions_are_left_out(photos, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         examples = read_captions(write(tmp_path / "c.json", content))
     assert [e.image_id for e in examples] == [10, 12]
-    assert "1 photo(s) without a caption: b.jpg" in caplog.text
+    assert "1 image(s) without a caption: b.jpg" in caplog.text
 
 
 def test_captions_of_unlisted_photos_are_reported(photos, tmp_path, caplog):
@@ -149,7 +149,7 @@ def test_captions_of_unlisted_photos_are_reported(photos, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         examples = read_captions(write(tmp_path / "c.json", content))
     assert [e.image_id for e in examples] == [11, 12]
-    assert "2 caption(s) of photos" in caplog.text
+    assert "2 caption(s) of images" in caplog.text
 
 
 def test_karpathy_splits(photos, tmp_path):
@@ -179,14 +179,14 @@ def test_jsonl_splits_and_default_split(photos, tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"image": "b.jpg", ', "line 2: "),
-        ('{"captions": ["x"]}', "line 2: no 'image'"),
-        ('{"image": "b.jpg"}', "line 2: no 'captions'"),
-        ('{"image": "b.jpg", "captions": "x"}', "line 2: .*list of strings"),
-        ('{"image": "b.jpg", "captions": [1]}', "line 2: a caption must be a string, not 1"),
-        ('["b.jpg"]', "line 2: expected an object"),
-        ('{"image": "b.jpg", "captions": [], "split": 1}', "line 2: 'split' must be a string"),
-        (jsonl_lines()[0], "line 2: a.jpg is on line 1 already"),
+        ('{"image": "b.jpg", ', ":2: not JSON"),
+        ('{"captions": ["x"]}', ":2: no image named: .*'captions'"),
+        ('{"image": "b.jpg"}', ":2: no captions: expected 'captions'"),
+        ('{"image": "b.jpg", "captions": {"x": 1}}', ":2: a caption must be a string"),
+        ('{"image": "b.jpg", "captions": [1]}', ":2: a caption must be a string, not 1"),
+        ('["b.jpg"]', ":2: expected an object"),
+        ('{"image": "b.jpg", "captions": [], "split": 1}', ":2: 'split' must be a string"),
+        (jsonl_lines()[0], ":2: a.jpg is in .*:1 already"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
@@ -200,12 +200,8 @@ def test_a_bad_line_is_named(line, reason, suffix, photos, tmp_path):
 def test_duplicate_ids_are_errors(photos, tmp_path):
     content = coco_content()
     content["images"][1]["id"] = content["images"][0]["id"]
-    with pytest.raises(DataError, match="more than once: 10"):
+    with pytest.raises(DataError, match=r"10 is in .* already"):
         read_captions(write(tmp_path / "c.json", content))
-    content = coco_content()
-    content["annotations"][1]["id"] = content["annotations"][0]["id"]
-    with pytest.raises(DataError, match="annotation id"):
-        read_captions(write(tmp_path / "d.json", content))
 
 
 @pytest.mark.parametrize(

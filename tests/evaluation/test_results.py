@@ -129,7 +129,7 @@ def test_a_name_that_two_photos_share_needs_its_folder():
 
 
 def test_id_and_name_of_two_photos_are_refused(examples):
-    with pytest.raises(DataError, match=r"two\.jpg has the id 3, which is another photo"):
+    with pytest.raises(DataError, match=r"two\.jpg has the id 3, which is another image"):
         match_results([ResultRow(3, "two.jpg", "x")], examples)
 
 
@@ -145,14 +145,14 @@ def test_a_file_that_fits_nothing_says_what_both_look_like(tmp_path, examples):
     ("text", "message"),
     [
         ('[{"image_id": 1', "damaged JSON"),
-        ('[{"image_id": 1}]', "entry 0: 'caption' must be text, not None"),
-        ('[{"image_id": 1, "caption": ["a"]}]', "must be text"),
-        ('[{"caption": "a"}]', "entry 0: it does not name its photo"),
-        ("[3]", "entry 0: expected an object"),
-        ('{"image_id": 1, "caption": "a"}\n{"image', "line 2: not JSON"),
-        ("name,text\na,b\n", "header that has 'caption'"),
-        ("", "header that has 'caption'"),
-        ("image_id,caption\n1\n", "line 2: 'caption' must be text"),
+        ('[{"image_id": 1}]', r"\[0\]: no caption and no error"),
+        ('[{"image_id": 1, "caption": [1]}]', "must be a string"),
+        ('[{"caption": "a"}]', r"\[0\]: no image named"),
+        ('[{"image_id": 1, "caption": "a"}, 3]', r"\[1\]: expected an object"),
+        ('{"image_id": 1, "caption": "a"}\n{"image', ":2: not JSON"),
+        ("name,text\na,b\n", "no column for the image"),
+        ("", "empty"),
+        ("image_id,caption\n1\n", ":2: no caption"),
     ],
 )
 def test_damaged_files_name_the_place(tmp_path, text, message):

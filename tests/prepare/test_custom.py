@@ -16,7 +16,7 @@ from PIL import Image
 from captioner.cli import main as cli
 from captioner.data.annotations import read_captions
 from captioner.errors import ConfigError, DataError
-from captioner.prepare.custom import check_and_split, draw_splits
+from captioner.prepare.custom import check_and_split, draw_splits, read_folder, read_table
 from captioner.prepare.near_duplicates import (
     NEAR,
     Fingerprint,
@@ -25,7 +25,6 @@ from captioner.prepare.near_duplicates import (
     groups,
     near_pairs,
 )
-from captioner.prepare.rows import read_folder, read_rows
 
 
 def picture(seed, size=(96, 72)):
@@ -56,7 +55,7 @@ def records(path):
 def rows_of(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text, "utf-8")
-    return [(row.image, row.captions, row.split) for row in read_rows(path)]
+    return [(row.image, row.captions, row.split) for row in read_table(path)]
 
 
 @pytest.mark.parametrize(
@@ -101,14 +100,18 @@ def test_our_own_formats_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "name,words\na,b\n", "no column for the photo"),
+        ("a.csv", "name,words\na,b\n", "no column for the image"),
         ("a.csv", "image,words\na,b\n", "no column for the captions"),
         ("a.csv", "", "empty"),
-        ("a.csv", "image,caption\n,A dog\n", "a.csv:2: no photo named"),
+        ("a.csv", "image,caption\n,A dog\n", "a.csv:2: no image named"),
         ("a.csv", "image,caption,split\na.jpg,A cat, asleep,val\n", "a.csv:2: 4 cells .* 3"),
         ("a.jsonl", '{"image": "a.jpg"}\n{"image"\n', "a.jsonl:2: not JSON"),
-        ("a.jsonl", '{"images": "a.jpg"}\n', "a.jsonl:1: expected an object"),
-        ("a.jsonl", '{"image": "a.jpg", "captions": [1]}\n', "must be a list of strings"),
+        ("a.jsonl", '{"images": "a.jpg"}\n', "a.jsonl:1: no image named"),
+        (
+            "a.jsonl",
+            '{"image": "a.jpg", "captions": [1]}\n',
+            "a.jsonl:1: a caption must be a string",
+        ),
         ("a.txt", "a.jpg#0\tA dog.\nb.jpg A cat\n", "a.txt:2: expected photo.jpg#0"),
     ],
 )
