@@ -75,20 +75,21 @@ def save_checkpoint(
             if not tensor.isfinite().all():
                 raise CheckpointError(f"{name} does not fit into fp16: save it without half=True")
         tensors[name] = tensor.contiguous()
-    document = {
-        "format": FORMAT_VERSION,
-        "config": to_dict(header.config),
-        "vocabulary": header.vocabulary.to_list(),
-        "preprocess": header.preprocess.to_dict(),
-        "record": dict(header.record),
-    }
-    text = json.dumps(document, ensure_ascii=False)
     with replacing(path) as temporary:
-        save_file(tensors, str(temporary), metadata={_HEADER: text})
+        save_file(tensors, str(temporary), metadata=header_metadata(header))
 
 
 def read_header(path: str | Path) -> Header:
     """Read a model file's header without its weights.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not ours, or of a newer format.
+    """
+    return header_from_document(read_document(path), path)
+
+
+def read_document(path: str | Path) -> dict[str, Any]:
+    """Read a model file's or an export's header as it is written in the file.
 
     Raises:
         CheckpointError: The file is missing, damaged, not ours, or of a newer format.
@@ -105,12 +106,24 @@ def read_header(path: str | Path) -> Header:
     if _HEADER not in metadata:
         raise CheckpointError(f"{path} is a safetensors file, but not of captioner")
     try:
-        document = json.loads(metadata[_HEADER])
+        document: dict[str, Any] = json.loads(metadata[_HEADER])
         version = document["format"]
         if version > FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has format {version}, this captioner reads up to {FORMAT_VERSION}: upgrade"
             )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has a damaged header: {error}") from None
+    return document
+
+
+def header_from_document(document: Mapping[str, Any], path: str | Path) -> Header:
+    """Rebuild the header from `read_document`'s result.
+
+    Raises:
+        CheckpointError: A part is missing or cannot be used.
+    """
+    try:
         return Header(
             config=from_dict(ModelConfig, document["config"], "model"),
             vocabulary=Vocabulary.from_list(document["vocabulary"]),
@@ -119,6 +132,19 @@ def read_header(path: str | Path) -> Header:
         )
     except (KeyError, TypeError, ValueError, ConfigError, DataError) as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from None
+
+
+def header_metadata(header: Header, **sections: Any) -> dict[str, str]:
+    """Write a header as the metadata of a safetensors file, with further sections by name."""
+    document = {
+        "format": FORMAT_VERSION,
+        "config": to_dict(header.config),
+        "vocabulary": header.vocabulary.to_list(),
+        "preprocess": header.preprocess.to_dict(),
+        "record": dict(header.record),
+        **sections,
+    }
+    return {_HEADER: json.dumps(document, ensure_ascii=False)}
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -150,7 +176,12 @@ def load_checkpoint(path: str | Path) -> tuple[CaptionModel, Header]:
     """
     from captioner.models.caption_model import CaptionModel
 
-    header = read_header(path)
+    document = read_document(path)
+    if "export" in document:
+        raise CheckpointError(
+            f"{path} is an export for the onnx backend: PyTorch needs the model that it was made of"
+        )
+    header = header_from_document(document, path)
     weights = load_weights(path)
     try:
         model = CaptionModel(header.config, len(header.vocabulary), pretrained=False)

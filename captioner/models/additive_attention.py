@@ -33,7 +33,8 @@ def additive_score(query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
         (B, C, L) scores v·tanh(keys + query).
     """
     with torch.autocast(query.device.type, enabled=False):  # fp32 throughout
-        if torch.compiler.is_compiling():  # fuses by itself; export wants plain operations
+        # A compiler fuses by itself, and an ONNX graph is made of plain operations.
+        if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             return torch.tanh(keys[:, None] + query[:, :, None]) @ weight
         scores: Tensor = _AdditiveScore.apply(query, keys, weight)
         return scores

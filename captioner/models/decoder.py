@@ -171,7 +171,8 @@ class Decoder(nn.Module):
 
     def _read(self, words: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded words (B, C, E) and their share of the gates (B, C, 4·H_d)."""
-        if self.training or words.device.type != "cpu" or words.numel() == 1:
+        cpu = words.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
+        if self.training or not cpu or words.numel() == 1:
             embedded = self.dropout(self.embed(words))
             return embedded, self.word_gates(embedded)
         # Rows of a search say the same few words: each is computed once. (On a GPU, to find them

@@ -175,10 +175,18 @@ class Lateral(nn.Module):
 def _resize(x: Tensor, side: int) -> Tensor:
     """Bring (B, D, H, W) to (B, D, side, side): averaged down or interpolated up."""
     if x.shape[-1] > side:
+        if torch.onnx.is_in_onnx_export() and x.shape[-1] % side:  # ONNX has no such pooling
+            shares = _pooling_shares(int(x.shape[-1]), side)
+            return shares @ x @ shares.T
         return F.adaptive_avg_pool2d(x, side)
     if x.shape[-1] < side:
         return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
     return x
+
+
+def _pooling_shares(length: int, side: int) -> Tensor:
+    """Adaptive average pooling along one axis as a matrix: (side, length)."""
+    return F.adaptive_avg_pool1d(torch.eye(length), side).T
 
 
 def _positions(height: int, width: int, size: int) -> Tensor:

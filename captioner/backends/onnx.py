@@ -1,0 +1,191 @@
+"""The onnx backend: a model's exported graphs, run by ONNX Runtime without PyTorch.
+
+An export is one `.safetensors` file: the header of a model file, and two ONNX graphs as byte
+tensors. `encoder` computes what a search needs of the images, `step` advances the decoder by one
+word. The graphs hold standard operators and their own weights only, which is checked before
+the runtime sees them: they name no other file and no code.
+
+Shapes: B images, K rows per image, S side of the encoder's square, L locations, D feature size,
+A attention size, H_d hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from captioner.backends.onnx_check import check_graph
+from captioner.checkpoint import Header, header_from_document, read_document
+from captioner.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+ENCODER_INPUTS = ("pixels",)
+ENCODER_OUTPUTS = ("values", "keys", "hidden", "cell")
+STEP_INPUTS = ("words", "hidden", "cell", "values", "keys")
+STEP_OUTPUTS = ("log_probs", "attention", "next_hidden", "next_cell")
+_GRAPHS = {"encoder": (ENCODER_INPUTS, ENCODER_OUTPUTS), "step": (STEP_INPUTS, STEP_OUTPUTS)}
+_MAX_LANES = 4
+
+
+class OnnxMemory(NamedTuple):
+    """What the decoder needs of B images.
+
+    Attributes:
+        values: (B, L, D) fp32, what is read at each location.
+        keys: (B, L, A) fp32, what queries are compared with.
+        hidden, cell: (B, H_d) fp32, the LSTM's state before the first word.
+    """
+
+    values: np.ndarray
+    keys: np.ndarray
+    hidden: np.ndarray
+    cell: np.ndarray
+
+
+class OnnxBackend:
+    """An exported model.
+
+    Args:
+        path: The export.
+        threads: Cores that compute; None takes all.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not an export or not safe to run, or ONNX
+            Runtime is not installed.
+    """
+
+    name = "onnx"
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None):
+        document, graphs = _read(Path(path))
+        self.header: Header = header_from_document(document, path)
+        height, width = document["export"]["grid"]
+        self.grid: tuple[int, int] = (height, width)
+        self.threads = threads or os.cpu_count() or 1
+        self._encoder = _session(path, "encoder", graphs.pop("encoder"), self.threads)
+        self._step = _session(path, "step", graphs.pop("step"), self.threads)
+
+    @property
+    def lanes(self) -> int:
+        """How many batches may be computed at once, each in a thread of its own."""
+        return min(self.threads, _MAX_LANES)
+
+    def enter_lane(self, lanes: int) -> None:
+        """Do nothing: the threads of a session are shared by all that run it."""
+
+    def inference(self) -> AbstractContextManager[object]:
+        """Return a context that does nothing: the precision is fixed in the graphs."""
+        return contextlib.nullcontext()
+
+    def encode(self, pixels: np.ndarray) -> OnnxMemory:
+        """Encode images: (B, S, S, 3) uint8."""
+        return OnnxMemory(
+            *self._encoder.run(ENCODER_OUTPUTS, {"pixels": np.ascontiguousarray(pixels)})
+        )
+
+    def stepper(self, memory: OnnxMemory, rows: int) -> OnnxStepper:
+        """Start to decode encoded images, with K = `rows` rows each."""
+        return OnnxStepper(self._step, memory, rows, self.grid)
+
+
+class OnnxStepper:
+    """A decoder that runs over K rows of each of B images; see `captioner.backends.base`."""
+
+    def __init__(
+        self, session: InferenceSession, memory: OnnxMemory, rows: int, grid: tuple[int, int]
+    ):
+        self._session = session
+        self._values, self._keys = memory.values, memory.keys
+        self._hidden = np.repeat(memory.hidden[:, None], rows, axis=1)  # (B, K, H_d)
+        self._cell = np.repeat(memory.cell[:, None], rows, axis=1)
+        self.grid = grid
+
+    @property
+    def images(self) -> int:
+        """B, the images that are still searched."""
+        return len(self._values)
+
+    def step(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Feed the previous words (B, K): log-probabilities (B, K, V), attention (B, K, L)."""
+        feeds = {
+            "words": np.ascontiguousarray(words, dtype=np.int64),
+            "hidden": self._hidden,
+            "cell": self._cell,
+            "values": self._values,
+            "keys": self._keys,
+        }
+        log_probs, attention, self._hidden, self._cell = self._session.run(STEP_OUTPUTS, feeds)
+        return log_probs, attention
+
+    def reorder(self, parents: np.ndarray) -> None:
+        """Let row k of each image continue its row `parents[:, k]`: (B, K')."""
+        images = np.arange(len(parents))[:, None]
+        self._hidden, self._cell = self._hidden[images, parents], self._cell[images, parents]
+
+    def keep(self, images: np.ndarray) -> None:
+        """Go on with some of the images only: their indices (B',)."""
+        self._values, self._keys = self._values[images], self._keys[images]
+        self._hidden, self._cell = self._hidden[images], self._cell[images]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Read an export and check it: its header's document, and its graphs by name."""
+    from safetensors import SafetensorError, safe_open
+
+    document = read_document(path)
+    digests = document.get("export")
+    if digests is None:
+        raise CheckpointError(
+            f"{path} has weights for PyTorch, no graphs for ONNX Runtime: run 'captioner export'"
+        )
+    graphs = {}
+    try:
+        expected = {name: digests["sha256"][name] for name in _GRAPHS}
+        with safe_open(str(path), framework="numpy") as file:
+            for name in _GRAPHS:
+                graphs[name] = file.get_tensor(name).tobytes()
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is a damaged export: {error}") from None
+    for name, graph in graphs.items():
+        if hashlib.sha256(graph).hexdigest() != expected[name]:
+            raise CheckpointError(
+                f"{path}: the {name} graph is not the one that was exported (its SHA-256 differs): "
+                "export the model again"
+            )
+        check_graph(graph, f"{path}: the {name} graph")
+    return document, graphs
+
+
+def _session(path: object, name: str, graph: bytes, threads: int) -> InferenceSession:
+    """Start ONNX Runtime on a graph."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise CheckpointError(
+            "the onnx backend needs ONNX Runtime: pip install 'captioner[onnx]'"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    # Threads that wait for work must not take the core from those of another batch.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # the runtime has its own classes of error, all of Exception
+        raise CheckpointError(f"{path}: ONNX Runtime refuses the {name} graph: {error}") from None
+    inputs, outputs = _GRAPHS[name]
+    found = {each.name for each in session.get_inputs()}, {e.name for e in session.get_outputs()}
+    if found != (set(inputs), set(outputs)):
+        raise CheckpointError(f"{path}: the {name} graph has other inputs or outputs than it must")
+    return session
