@@ -42,7 +42,7 @@ from captioner.tokenizer import Vocabulary
 from captioner.utils.files import replacing
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto
 
 logger = logging.getLogger(__name__)
 
@@ -311,22 +311,17 @@ def _fix_shapes(model: ModelProto, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _shape_values(graph: GraphProto) -> list[str]:
-    """Names of the values that depend on nothing but shapes and constants."""
-    known = {each.name for each in graph.initializer}
-    derived: list[str] = []
+    """Names of the values that depend on nothing but shapes and constants, shapes at least."""
+    constant = {"", *(each.name for each in graph.initializer)}  # "" is an input left out
+    derived: dict[str, None] = {}  # in order
     for node in graph.node:  # in topological order
-        if node.op_type == "Constant":
-            known.add(node.output[0])
-        elif len(node.output) != 1 or any(each.HasField("g") for each in node.attribute):
+        if any(each.HasField("g") for each in node.attribute):  # a branch or a loop
             continue
-        elif node.op_type == "Shape" or _is_derived(node, known, derived):
-            derived.append(node.output[0])
-    return derived
-
-
-def _is_derived(node: NodeProto, known: set[str], derived: list[str]) -> bool:
-    inputs = {name for name in node.input if name}
-    return bool(inputs & set(derived)) and inputs <= known | set(derived)
+        if constant.issuperset(node.input):
+            constant.update(node.output)
+        elif node.op_type == "Shape" or (constant | derived.keys()).issuperset(node.input):
+            derived.update(dict.fromkeys(node.output))
+    return list(derived)
 
 
 def _run(model: ModelProto, feed: dict[str, np.ndarray], names: list[str]) -> list[np.ndarray]:

@@ -35,7 +35,8 @@ def additive_score(query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
     with torch.autocast(query.device.type, enabled=False):  # fp32 throughout
         # A compiler fuses by itself, and an ONNX graph is made of plain operations.
         if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
-            return torch.tanh(keys[:, None] + query[:, :, None]) @ weight
+            # As a matrix of one column: ONNX Runtime is four times slower with a vector.
+            return (torch.tanh(keys[:, None] + query[:, :, None]) @ weight[:, None]).squeeze(-1)
         scores: Tensor = _AdditiveScore.apply(query, keys, weight)
         return scores
 
