@@ -1,4 +1,4 @@
-"""What is in a model file, for people and for programs."""
+"""What is in a model file or an export, for people and for programs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from captioner.checkpoint import FORMAT_VERSION, read_header
+from captioner.checkpoint import FORMAT_VERSION, header_from_document, read_document
 from captioner.config import to_dict
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """All of a model file but its weights, as JSON can hold it.
+    """All of a model file or an export but its weights, as JSON can hold it.
 
     Args:
         path: The file.
@@ -24,11 +24,16 @@ def describe(path: str | Path) -> dict[str, Any]:
     """
     from safetensors import safe_open
 
-    header = read_header(path)
-    with safe_open(str(path), framework="numpy") as file:
-        slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
-        parameters = sum(math.prod(piece.get_shape()) for piece in slices)
-        types = sorted({piece.get_dtype() for piece in slices})
+    document = read_document(path)
+    header = header_from_document(document, path)
+    export = document.get("export")
+    if export is None:
+        with safe_open(str(path), framework="numpy") as file:
+            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+            parameters = sum(math.prod(piece.get_shape()) for piece in slices)
+            types = sorted({piece.get_dtype() for piece in slices})
+    else:  # its tensors are graphs
+        parameters, types = export["parameters"], [export["precision"]]
     encoder = header.config.encoder
     side = encoder.grid or math.ceil(encoder.image_size / encoder.strides[0])
     return {
@@ -42,6 +47,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "preprocess": header.preprocess.to_dict(),
         "record": dict(header.record),
         "vocabulary": header.vocabulary.to_list(),
+        **({} if export is None else {"export": export}),
     }
 
 
@@ -55,6 +61,7 @@ def render(info: dict[str, Any]) -> str:
     refine = f", {encoder['refine_layers']} refining layers" if encoder["refine_layers"] else ""
     rows = [
         ("file", info["file"]),
+        *([("export", f"ONNX opset {info['export']['opset']}")] if "export" in info else []),
         ("size", f"{info['bytes'] / 1e6:,.1f} MB, format {info['format']}"),
         ("weights", f"{info['parameters']:,} ({', '.join(info['types'])})"),
         ("encoder", f"{encoder['name']}, {joined}, width {encoder['width']}{refine}"),

@@ -15,9 +15,8 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -112,9 +111,7 @@ def export_file(
     """
     model, header = load_checkpoint(path)
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    export_model(
-        model, header, output, precision=precision, calibration=calibration, source=digest
-    )
+    export_model(model, header, output, precision=precision, calibration=calibration, source=digest)
 
 
 @torch.no_grad()
@@ -158,9 +155,7 @@ def export_model(
     encoder = _trace(
         EncoderGraph(model, header.preprocess), (pixels,), ENCODER_INPUTS, ENCODER_OUTPUTS
     )
-    step = _trace(
-        StepGraph(model, grid), (words, *rows, *encoded[:2]), STEP_INPUTS, STEP_OUTPUTS
-    )
+    step = _trace(StepGraph(model, grid), (words, *rows, *encoded[:2]), STEP_INPUTS, STEP_OUTPUTS)
     if precision == "int8":
         from captioner.backends.quantize import quantize_encoder
 
@@ -170,10 +165,12 @@ def export_model(
     for name, graph in (("encoder", encoder), ("step", step)):
         _store_half(graph, rounded=precision == "fp16")
         graphs[name] = graph.SerializeToString()
+    weights = {x.data_ptr(): x for x in model.state_dict().values()}  # tied ones count once
     section = {
         "precision": precision,
         "grid": list(grid),
         "opset": _OPSET,
+        "parameters": sum(x.numel() for x in weights.values()),
         "source": source,
         "sha256": {name: hashlib.sha256(graph).hexdigest() for name, graph in graphs.items()},
     }
@@ -211,7 +208,7 @@ def compare(model: CaptionModel, backend: OnnxBackend, pixels: np.ndarray, steps
     difference = max(_difference(a, b) for a, b in zip(ours, theirs, strict=True))
     rows = 1
     step = StepGraph(model, backend.grid)
-    stepper = backend.stepper(theirs, rows)
+    stepper = backend.stepper(theirs)
     values, keys, *state = ours
     state = [x[:, None] for x in state]
     for _ in range(steps):
@@ -253,7 +250,7 @@ def _trace(
     if names == STEP_INPUTS:
         for name in (*_STEP_ROWS, *outputs):
             axes[name][1] = "K"
-    file = io.BytesIO()
+    file: Any = io.BytesIO()  # the type hint of `export` is narrower than what it takes
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, which ONNX has not
     try:

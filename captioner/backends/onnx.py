@@ -16,7 +16,7 @@ import hashlib
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -65,10 +65,7 @@ class OnnxBackend:
     name = "onnx"
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None):
-        document, graphs = _read(Path(path))
-        self.header: Header = header_from_document(document, path)
-        height, width = document["export"]["grid"]
-        self.grid: tuple[int, int] = (height, width)
+        self.header, self.grid, graphs = _read(Path(path))
         self.threads = threads or os.cpu_count() or 1
         self._encoder = _session(path, "encoder", graphs.pop("encoder"), self.threads)
         self._step = _session(path, "step", graphs.pop("step"), self.threads)
@@ -91,21 +88,18 @@ class OnnxBackend:
             *self._encoder.run(ENCODER_OUTPUTS, {"pixels": np.ascontiguousarray(pixels)})
         )
 
-    def stepper(self, memory: OnnxMemory, rows: int) -> OnnxStepper:
-        """Start to decode encoded images, with K = `rows` rows each."""
-        return OnnxStepper(self._step, memory, rows, self.grid)
+    def stepper(self, memory: OnnxMemory) -> OnnxStepper:
+        """Start to decode encoded images, with one row each."""
+        return OnnxStepper(self._step, memory, self.grid)
 
 
 class OnnxStepper:
     """A decoder that runs over K rows of each of B images; see `captioner.backends.base`."""
 
-    def __init__(
-        self, session: InferenceSession, memory: OnnxMemory, rows: int, grid: tuple[int, int]
-    ):
+    def __init__(self, session: InferenceSession, memory: OnnxMemory, grid: tuple[int, int]):
         self._session = session
         self._values, self._keys = memory.values, memory.keys
-        self._hidden = np.repeat(memory.hidden[:, None], rows, axis=1)  # (B, K, H_d)
-        self._cell = np.repeat(memory.cell[:, None], rows, axis=1)
+        self._hidden, self._cell = memory.hidden[:, None], memory.cell[:, None]  # (B, K, H_d)
         self.grid = grid
 
     @property
@@ -136,23 +130,24 @@ class OnnxStepper:
         self._hidden, self._cell = self._hidden[images], self._cell[images]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Read an export and check it: its header's document, and its graphs by name."""
+def _read(path: Path) -> tuple[Header, tuple[int, int], dict[str, bytes]]:
+    """Read an export and check it: its header, (H, W) of its maps, and its graphs by name."""
     from safetensors import SafetensorError, safe_open
 
     document = read_document(path)
-    digests = document.get("export")
-    if digests is None:
+    section = document.get("export")
+    if section is None:
         raise CheckpointError(
             f"{path} has weights for PyTorch, no graphs for ONNX Runtime: run 'captioner export'"
         )
     graphs = {}
     try:
-        expected = {name: digests["sha256"][name] for name in _GRAPHS}
+        height, width = map(int, section["grid"])
+        expected = {name: section["sha256"][name] for name in _GRAPHS}
         with safe_open(str(path), framework="numpy") as file:
             for name in _GRAPHS:
                 graphs[name] = file.get_tensor(name).tobytes()
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a damaged export: {error}") from None
     for name, graph in graphs.items():
         if hashlib.sha256(graph).hexdigest() != expected[name]:
@@ -161,7 +156,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
                 "export the model again"
             )
         check_graph(graph, f"{path}: the {name} graph")
-    return document, graphs
+    return header_from_document(document, path), (height, width), graphs
 
 
 def _session(path: object, name: str, graph: bytes, threads: int) -> InferenceSession:
@@ -179,9 +174,7 @@ def _session(path: object, name: str, graph: bytes, threads: int) -> InferenceSe
     # Threads that wait for work must not take the core from those of another batch.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(
-            graph, options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime has its own classes of error, all of Exception
         raise CheckpointError(f"{path}: ONNX Runtime refuses the {name} graph: {error}") from None
     inputs, outputs = _GRAPHS[name]

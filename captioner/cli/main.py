@@ -19,6 +19,7 @@ from typing import Any
 
 from captioner import __version__
 from captioner.cli.demo import add_demo_arguments, demo
+from captioner.cli.export import add_export_arguments, export
 from captioner.cli.options import (
     add_caption_arguments,
     add_compare_arguments,
@@ -221,7 +222,10 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     )
     add_compare_arguments(add("compare", _compare, "tell whether one set of captions is better"))
     add_demo_arguments(add("demo", demo, "open a page that shows what each word looked at"))
-    info = add("info", _info, "describe a model file")
+    add_export_arguments(
+        add("export", export, "make a model ready to caption without PyTorch", logging.INFO)
+    )
+    info = add("info", _info, "describe a model file or an export")
     info.add_argument("model", nargs="?", metavar="FILE", help="default: the shipped model")
     info.add_argument("--json", action="store_true", help="everything, as JSON")
     return parser, dict(commands.choices)

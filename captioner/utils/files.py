@@ -27,8 +27,10 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
     # A short name, for targets whose names are as long as names can be.
     temporary = target.parent / f".captioner-{secrets.token_hex(8)}.part"
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    mode = temporary.stat().st_mode & 0o777
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a private file in its place
         if sync:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())

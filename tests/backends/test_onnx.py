@@ -1,0 +1,219 @@
+"""The onnx backend: what it refuses to load, and that it captions without PyTorch."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.tiny_files import environment
+from safetensors.numpy import load_file, save_file
+
+from captioner.backends.onnx import OnnxBackend
+from captioner.backends.onnx_check import check_graph
+from captioner.checkpoint import read_document
+from captioner.errors import CheckpointError
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def export(model, tmp_path_factory):
+    """Path of a tiny export."""
+    from captioner.backends.export import export_file
+
+    path = tmp_path_factory.mktemp("export") / "tiny.onnx.safetensors"
+    export_file(model, path)
+    return path
+
+
+def rewrite(export, path, *, sign=True, **changed):
+    """Write an export with other graphs; `sign` puts their hashes into the header."""
+    import hashlib
+
+    document, graphs = read_document(export), load_file(export)
+    for name, graph in changed.items():
+        graphs[name] = np.frombuffer(graph, np.uint8)
+        if sign:
+            document["export"]["sha256"][name] = hashlib.sha256(graph).hexdigest()
+    save_file(graphs, path, metadata={"captioner": json.dumps(document)})
+    return path
+
+
+def graph_of(export, name):
+    return onnx.load_from_string(load_file(export)[name].tobytes())
+
+
+def test_rows_and_images_are_independent(export):
+    """Each row's words and each image's pixels decide its own results alone."""
+    backend = OnnxBackend(export)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    words = np.array([[1, 5, 6], [1, 7, 8], [1, 9, 4]])
+    stepper = backend.stepper(backend.encode(pixels))
+    assert (stepper.images, stepper.grid) == (3, backend.grid)
+    stepper.step(words[:, :1])
+    stepper.reorder(np.zeros((3, 2), int))
+    together = stepper.step(words[:, 1:])
+    for image in range(3):
+        for row in range(2):
+            alone = backend.stepper(backend.encode(pixels[image : image + 1]))
+            alone.step(words[image : image + 1, :1])
+            results = alone.step(words[image : image + 1, 1 + row : 2 + row])
+            for result, whole in zip(results, together, strict=True):
+                np.testing.assert_allclose(result[0, 0], whole[image, row], atol=1e-4)
+    log_probs, attention = together
+    np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, atol=1e-4)
+    np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-4)
+
+
+def test_results_belong_to_the_caller(export):
+    backend = OnnxBackend(export)
+    pixels = np.zeros((1, 64, 64, 3), np.uint8)
+    results = []
+    for spoil in (False, True):
+        stepper = backend.stepper(backend.encode(pixels))
+        for _ in range(2):
+            log_probs, attention = stepper.step(np.array([[4]]))
+            results.append((log_probs.copy(), attention.copy()))
+            if spoil:
+                log_probs[:], attention[:] = 0, 0
+    for kept, spoilt in zip(results[:2], results[2:], strict=True):
+        np.testing.assert_array_equal(kept[0], spoilt[0])
+        np.testing.assert_array_equal(kept[1], spoilt[1])
+
+
+def test_a_model_file_is_no_export(model):
+    with pytest.raises(CheckpointError, match=r"no graphs for ONNX Runtime.*captioner export"):
+        OnnxBackend(model)
+
+
+def test_a_graph_that_was_changed_is_refused(export, tmp_path):
+    graph = graph_of(export, "step").SerializeToString()
+    changed = rewrite(export, tmp_path / "changed", sign=False, step=graph[:-1] + b"\x00")
+    with pytest.raises(CheckpointError, match="step graph is not the one that was exported"):
+        OnnxBackend(changed)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
+def test_a_truncated_export_is_refused(export, tmp_path, share):
+    data = export.read_bytes()
+    (tmp_path / "short").write_bytes(data[: int(share * len(data))])
+    with pytest.raises(CheckpointError, match="damaged"):
+        OnnxBackend(tmp_path / "short")
+
+
+def test_missing_or_foreign_parts_are_refused(export, tmp_path):
+    graphs, document = load_file(export), read_document(export)
+    save_file(
+        {"encoder": graphs["encoder"]}, tmp_path / "half", {"captioner": json.dumps(document)}
+    )
+    with pytest.raises(CheckpointError, match="damaged export"):
+        OnnxBackend(tmp_path / "half")
+    for section in ({}, None, [], {**document["export"], "grid": [2]}):
+        document["export"] = section
+        save_file(graphs, tmp_path / "odd", {"captioner": json.dumps(document)})
+        with pytest.raises(CheckpointError):
+            OnnxBackend(tmp_path / "odd")
+    with pytest.raises(CheckpointError, match="no model file"):
+        OnnxBackend(tmp_path / "absent")
+
+
+def with_external_data(graph):
+    weight = graph.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="/etc/passwd")
+
+
+def with_external_data_in_a_node(graph):
+    node = next(each for each in graph.graph.node if each.op_type == "Constant")
+    node.attribute[0].t.external_data.add(key="location", value="weights.bin")
+
+
+def with_a_custom_operator(graph):
+    graph.graph.node[0].domain = "com.example"
+    graph.opset_import.add(domain="com.example", version=1)
+
+
+def with_an_operator_of_the_runtime(graph):
+    graph.graph.node[0].domain = "com.microsoft"
+
+
+def with_a_function(graph):
+    graph.functions.add(name="Cast", domain="")
+
+
+def with_a_branch_that_hides_one(graph):
+    branch = onnx.GraphProto()
+    branch.node.add(op_type="Odd", domain="com.example")
+    graph.graph.node.add(op_type="If").attribute.add(name="then_branch").g.CopyFrom(branch)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (with_external_data, "weights in another file"),
+        (with_external_data_in_a_node, "weights in another file"),
+        (with_a_custom_operator, "operators outside"),
+        (with_an_operator_of_the_runtime, "operators outside"),
+        (with_a_function, "functions of its own"),
+        (with_a_branch_that_hides_one, "operators outside"),
+    ],
+)
+def test_graphs_that_reach_beyond_themselves_are_refused(export, tmp_path, spoil, named):
+    graph = graph_of(export, "step")
+    check_graph(graph.SerializeToString(), "it")
+    spoil(graph)
+    path = rewrite(export, tmp_path / "spoilt", step=graph.SerializeToString())
+    with pytest.raises(CheckpointError, match=f"the step graph has {named}"):
+        OnnxBackend(path)
+
+
+def test_damaged_graphs_are_refused(export, tmp_path):
+    """Whatever bytes stand in for a graph, it is an error of captioner's own."""
+    data = bytearray(load_file(export)["step"].tobytes())
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        spoilt = bytearray(data[: rng.integers(1, 400)]) if number % 2 else bytearray(data)
+        for place in rng.integers(0, min(len(spoilt), 2000), 8):
+            spoilt[place] = rng.integers(0, 256)
+        try:
+            OnnxBackend(rewrite(export, tmp_path / "odd", step=bytes(spoilt)))
+        except CheckpointError:
+            continue
+
+
+def test_a_graph_with_other_inputs_is_refused(export, tmp_path):
+    path = rewrite(export, tmp_path / "odd", step=load_file(export)["encoder"].tobytes())
+    with pytest.raises(CheckpointError, match="other inputs or outputs"):
+        OnnxBackend(path)
+
+
+def test_the_command_line_exports_and_describes(model, tmp_path):
+    shutil.copy(model, tmp_path / "dog.safetensors")
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "captioner", *map(str, arguments)],
+            env=environment(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    result = run("export", "dog.safetensors")
+    assert (result.returncode, result.stdout) == (0, "dog.onnx.safetensors\n"), result.stderr
+    text = run("info", "dog.onnx.safetensors").stdout
+    assert "ONNX opset 17" in text
+    ours = json.loads(run("info", "--json", "dog.onnx.safetensors").stdout)
+    theirs = json.loads(run("info", "--json", "dog.safetensors").stdout)
+    assert ours["export"]["precision"] == "fp32"
+    same = ("parameters", "grid", "config", "preprocess", "record", "vocabulary")
+    assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
+    result = run("export", "dog.safetensors", "-o", "dog.safetensors")
+    assert result.returncode == 2
+    assert "is the model itself" in result.stderr
+    assert run("export", "dog.safetensors", "--precision", "int8").returncode == 2
