@@ -18,7 +18,7 @@ from captioner.data.annotations import read_captions
 from captioner.errors import CaptionerError, ConfigError
 from captioner.evaluation.compare import compare_files
 from captioner.evaluation.masks import CocoInstances
-from captioner.evaluation.report import ReportPhoto, write_report
+from captioner.evaluation.report import ReportImage, check_libraries, write_report
 from captioner.evaluation.results import score_results
 from captioner.metrics.diversity import training_captions
 from captioner.utils.files import replacing
@@ -30,17 +30,19 @@ if TYPE_CHECKING:
 
 def evaluate_model(arguments: argparse.Namespace) -> int:
     """Score a model on captioned photos: ``captioner evaluate``."""
+    if arguments.report:
+        check_libraries()
     search = search_options(arguments)
     examples = read_captions(arguments.captions, arguments.images, arguments.split)
     captioner = load_captioner(arguments)
 
     from captioner.evaluation.evaluate import evaluate
 
-    photos: list[ReportPhoto] = []
+    photos: list[ReportImage] = []
 
     def watch(example: Example, caption: Caption) -> None:
         if arguments.report:
-            photos.append(ReportPhoto.of(example, caption))
+            photos.append(ReportImage.of(example, caption))
 
     result = evaluate(
         captioner,
@@ -71,6 +73,8 @@ def evaluate_captions(arguments: argparse.Namespace) -> int:
     options = ["--" + name.replace("_", "-") for name in others]
     for option in (*options, *given_search_options(arguments)):
         raise ConfigError(f"{option} is for scoring a model; --results scores captions")
+    if arguments.report:
+        check_libraries()
 
     examples = read_captions(arguments.captions, split=arguments.split, missing="ignore")
     result = score_results(
@@ -88,7 +92,7 @@ def evaluate_captions(arguments: argparse.Namespace) -> int:
             found = read_captions(
                 arguments.captions, arguments.images, arguments.split, missing="skip"
             )
-        photos = [ReportPhoto(example.image_id, example.image) for example in found]
+        photos = [ReportImage(example.image_id, example.image) for example in found]
         title = os.path.basename(arguments.results)
         notes = result.matching.lines()
         write_report(arguments.report, result.quality, photos, title=title, notes=notes)
