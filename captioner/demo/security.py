@@ -158,11 +158,10 @@ class RequestGuard:
         size = int(headers.get("content-length", 0))  # the server holds a body to it
         if size > (MAX_UPLOAD_BYTES if upload else MAX_MESSAGE_BYTES):
             raise _RefusedError(f"Too much at once: send at most {MAX_UPLOAD_BYTES >> 20} MB.", 413)
+        if upload:
+            await self._measure()
         if method not in _READING:
-            since = self._since
-            self._on_disk = await asyncio.to_thread(disk_usage, get_upload_folder())
-            self._since -= since
-            self._check_room()
+            await self._check_room()
 
     def _check_host(self, headers: Headers) -> None:
         """Refuse other sites' pages (by Origin) and names that were bent to this machine (by Host).
@@ -197,14 +196,21 @@ class RequestGuard:
                 raise _RefusedError("This took too long: send it once more.", 408) from None
             complete = not message.get("more_body", False)
             self._since += len(message.get("body", b""))
-            self._check_room()
+            await self._check_room()
             return message
 
         return limited if scope["method"] not in _READING else receive
 
-    def _check_room(self) -> None:
+    async def _measure(self) -> None:
+        since = self._since  # what arrives meanwhile may or may not be on the disk: it stays
+        self._on_disk = await asyncio.to_thread(disk_usage, get_upload_folder())
+        self._since -= since
+
+    async def _check_room(self) -> None:
         if self._on_disk + self._since > MAX_DISK_BYTES:
-            raise _RefusedError(_NO_ROOM, 507)
+            await self._measure()  # other files may have been deleted
+            if self._on_disk + self._since > MAX_DISK_BYTES:
+                raise _RefusedError(_NO_ROOM, 507)
 
 
 def disk_usage(folder: str) -> int:

@@ -84,7 +84,7 @@ def _name_errors(component: Any) -> None:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if isinstance(component, gr.Slider) and not (number and math.isfinite(value)):
                 raise TypeError("no number")
-            if isinstance(component, gr.Textbox) and not isinstance(value, (str, type(None))):
+            if not isinstance(component, gr.Slider) and not isinstance(value, (str, type(None))):
                 raise TypeError("no text")
             return usual(value)
         except Exception:

@@ -1,9 +1,15 @@
 """A running demo, spoken to by a program that means ill."""
 
+import asyncio
+import errno
 import io
 import json
 import os
+import socket
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 from helpers.damaged import png_header
@@ -13,14 +19,17 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 import httpx
+from gradio import processing_utils, route_utils
 from gradio.utils import get_upload_folder
+from starlette.responses import PlainTextResponse
 
 from captioner.demo import security
 from captioner.demo.app import serve
 from captioner.demo.models import Models
-from captioner.demo.security import disk_usage
+from captioner.demo.security import RequestGuard, disk_usage
 
 MARK = {"_type": "gradio.FileData"}
+PART = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(999)
 REACHED: list[str] | None = None  # addresses that this process has tried to reach
 
 
@@ -74,7 +83,9 @@ class Visitor:
         """What the page would show for this payload, or the error."""
         data = [photo, *(self.settings if settings is None else settings)]
         join = {"data": data, "fn_index": self.event["id"], "session_hash": "visitor"}
-        answer = self.client.post("gradio_api/queue/join", json=join)
+        headers = {"Content-Type": "application/json"}
+        text = json.dumps(join)  # httpx itself refuses NaN
+        answer = self.client.post("gradio_api/queue/join", content=text, headers=headers)
         assert answer.status_code == 200, answer.text
         where = {"session_hash": "visitor"}
         with self.client.stream("GET", "gradio_api/queue/data", params=where) as lines:
@@ -161,17 +172,28 @@ def test_an_upload_has_a_limit(demo, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("place", "value", "named"),
     [
-        *((0, "/etc/passwd"), (0, "../model"), (1, "<script>"), (2, 50)),
-        *((3, "Everything"), (4, 10_000), (5, 10_000), (6, "nan"), (8, -1)),
+        *((1, "<script>", "Overlay"), (2, 50, "Strength"), (2, None, "Strength")),
+        *((3, "Everything", "Search"), (3, ["Sampling"], "Search"), (4, 10_000, "Sentences")),
+        *((5, float("nan"), "Beams"), (5, True, "Beams"), (6, "nan", "Length penalty")),
+        *((7, {}, "Temperature"), (8, -1, "Top p"), (9, 1e400, "Seed"), (10, 7, "Required words")),
+        (0, "../model", "Model"),
     ],
 )
-def test_settings_outside_of_the_page_are_refused(demo, place, value):
+def test_an_impossible_setting_is_named_and_leaves_no_traceback(demo, capfd, place, value, named):
     (path,) = demo.upload(picture()).json()
     settings = [*demo.settings]
     settings[place] = value
-    assert "sentences" not in demo.caption({"path": path, "meta": MARK}, settings)
+    assert named in demo.caption({"path": path, "meta": MARK}, settings)["error"]
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("photo", ["/etc/passwd", 7, [], {"path": 3, "meta": MARK}, {"meta": MARK}])
+def test_what_is_no_file_leaves_no_traceback(demo, capfd, photo):
+    assert "sentences" not in demo.caption(photo)
+    assert "sentences" not in demo.caption(photo, demo.settings[:3])
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_a_malicious_file_name_reaches_nobody(demo):
@@ -220,6 +242,180 @@ def test_a_request_has_a_limit(demo, monkeypatch):
     assert demo.client.post(join, content=bytes(1001)).status_code == 413
     assert demo.client.post(join, content=iter([b"{}"])).status_code == 411  # of unknown length
     assert demo.client.post(join, content=b"{}").status_code == 422  # Gradio's own
+
+
+def test_a_silent_connection_takes_no_room(demo, monkeypatch):
+    """It promises more than there is room for, and sends nothing."""
+    monkeypatch.setattr(security, "MAX_DISK_BYTES", disk_usage(get_upload_folder()) + 1_000_000)
+    with raw_upload(demo, 400 << 20, b""):
+        assert demo.upload(picture()).status_code == 200
+
+
+def test_a_body_that_stalls_is_given_up_and_its_file_removed(demo, monkeypatch):
+    monkeypatch.setattr(security, "STALL_SECONDS", 0.2)
+    with raw_upload(demo, 10_000, PART) as connection:
+        assert b" 408 " in connection.recv(100)
+    assert half_uploads() == []
+
+
+def test_an_upload_that_breaks_off_is_removed(demo):
+    with raw_upload(demo, 10_000, PART):
+        until(lambda: half_uploads() != [])
+    until(lambda: half_uploads() == [])
+
+
+def raw_upload(demo, promised, sent):
+    """Open a connection that promises a body and sends this much of it."""
+    where = demo.client.base_url
+    connection = socket.create_connection((where.host, where.port), timeout=30)
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {where.host}\r\nContent-Length: {promised}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    )
+    connection.sendall(head.encode() + sent)
+    return connection
+
+
+def half_uploads():
+    return [path for path in Path(get_upload_folder()).iterdir() if path.is_file()]
+
+
+def until(condition):
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never happened")
+
+
+def test_a_full_disk_is_one_line(demo, monkeypatch, capfd):
+    async def write(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(route_utils.GradioUploadFile, "write", write)
+    refused = demo.upload(picture())
+    assert (refused.status_code, "No room" in refused.text) == (507, True)
+    assert half_uploads() == []
+    monkeypatch.undo()
+
+    def save(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(processing_utils, "save_base64_to_cache", save)
+    monkeypatch.setattr("captioner.demo.session._read", save)
+    (path,) = demo.upload(picture()).json()
+    assert "No room" in demo.caption({"path": path, "meta": MARK})["error"]
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://{here}"}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "192.168.1.7:7860"}, 200),
+        ({"Host": "[::1]:7860"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": ""}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+    ],
+)
+def test_other_sites_can_send_nothing(demo, headers, status):
+    here = demo.client.base_url.netloc.decode()
+    headers = {name: value.format(here=here) for name, value in headers.items()}
+    files = {"files": ("photo.png", picture())}
+    answer = demo.client.post("gradio_api/upload", files=files, headers=headers)
+    assert answer.status_code == status
+    assert demo.client.get("config", headers=headers).status_code == status
+
+
+def test_a_proxy_serves_the_page_by_its_own_name(model):
+    models = Models.from_files([str(model)])
+    blocks, address = serve(models, examples=[], root_path="https://example.com/captioner")
+    try:
+        named = {"Host": "example.com", "Origin": "https://example.com"}
+        config = httpx.get(f"{address}config", headers=named)
+        assert config.json()["root"] == "https://example.com/captioner"
+        inner = {"Origin": "https://example.com"}  # the proxy asks by its own name for this machine
+        assert httpx.get(f"{address}config", headers=inner).status_code == 200
+        assert httpx.get(f"{address}config", headers={"Host": "x.example"}).status_code == 403
+    finally:
+        blocks.close()
+
+
+def test_a_name_and_password_can_be_asked_for(model):
+    blocks, address = serve(Models.from_files([str(model)]), examples=[], auth=("me", "secret"))
+    try:
+        assert httpx.get(f"{address}config").status_code == 401
+        with httpx.Client(base_url=address) as client:
+            wrong = client.post("login", data={"username": "me", "password": "wrong"})
+            assert wrong.status_code == 400
+            right = client.post("login", data={"username": "me", "password": "secret"})
+            assert right.status_code == 200
+            assert client.get("config").status_code == 200
+    finally:
+        blocks.close()
+
+
+@pytest.mark.parametrize("path", ["", "config", "evil/../../x"])
+def test_browsers_are_told_to_be_careful(demo, path):
+    headers = demo.client.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "SAMEORIGIN"
+    assert "object-src 'none'" in headers["content-security-policy"]
+    assert "frame-ancestors 'self'" in headers["content-security-policy"]
+
+
+def test_uploads_at_the_same_time_share_the_room(tmp_path, monkeypatch):
+    """Each alone would fit; bytes count as they arrive."""
+    monkeypatch.setattr(security, "MAX_DISK_BYTES", 10_000)
+    monkeypatch.setattr(security, "get_upload_folder", lambda: str(tmp_path))
+    statuses = {}
+
+    async def app(scope, receive, send):
+        with tempfile.NamedTemporaryFile(dir=tmp_path, buffering=0) as file:
+            more = True
+            while more:
+                message = await receive()
+                more = message["more_body"]
+                file.write(message["body"])
+            await PlainTextResponse("read")(scope, receive, send)
+
+    guard = RequestGuard(app)
+
+    async def upload(name, pieces, may_end):
+        left = list(pieces)
+
+        async def receive():
+            await asyncio.sleep(0.01)
+            if len(left) == 1:
+                await may_end.wait()
+            body = left.pop(0)
+            return {"type": "http.request", "body": body, "more_body": bool(left)}
+
+        async def send(message):
+            statuses.setdefault(name, message.get("status"))
+
+        headers = [(b"host", b"127.0.0.1"), (b"content-length", b"6000")]
+        scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload"}
+        await guard({**scope, "headers": headers}, receive, send)
+
+    async def both():
+        may_end = asyncio.Event()
+        first = asyncio.create_task(upload("first", [bytes(3000), bytes(3000), b""], may_end))
+        await asyncio.sleep(0.5)  # it has sent all and waits for its end
+        await upload("second", [bytes(3000), bytes(3000), b""], may_end)
+        may_end.set()
+        await first
+        await upload("third", [bytes(6000), b""], may_end)  # the first has gone by now
+
+    asyncio.run(both())
+    assert statuses == {"first": 200, "second": 507, "third": 200}
 
 
 def test_no_request_has_left_the_machine(demo):

@@ -128,6 +128,26 @@ def test_the_table_grows_and_ends_in_files_to_take_home(models, given, tmp_path,
     ]
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_name_becomes_a_formula(models, folder, tmp_path, start):
+    name = start + "cmd|' /C calc'!A0.png"
+    archive = make_zip(tmp_path / "a.zip", {name: (folder / "00.png").read_bytes()})
+    *_, (table, lines, cells) = run(models, tmp_path / "cache", [Upload(archive, "a.zip")])
+    assert table["rows"][0]["name"] == json.loads(Path(lines["value"]).read_text())["image"] == name
+    text = Path(cells["value"]).read_bytes().decode()
+    (row,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert row["image"] == "'" + name
+
+
+def test_a_file_over_the_limit_does_not_refuse_the_others(models, given, monkeypatch):
+    monkeypatch.setattr(security, "MAX_FILE_BYTES", Path(given[0].path).stat().st_size)
+    large = Path(given[2].path)
+    large.write_bytes(bytes(security.MAX_FILE_BYTES + 1))
+    results = [result for _, result in caption_uploads(models["tiny"], [given[2], given[0]], {})]
+    assert "over the limit" in results[0]
+    assert not isinstance(results[1], str)
+
+
 def test_a_setting_that_fails_gives_a_message(models, given, tmp_path):
     (_, (table, lines, cells)) = run(models, tmp_path, given, require="dogg")
     assert "near: dog" in table["error"]

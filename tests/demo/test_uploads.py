@@ -52,6 +52,29 @@ def test_no_name_leads_anywhere(name, shown):
     assert shown_name(name) == shown
 
 
+@pytest.mark.parametrize(
+    ("raw", "declared", "shown"),
+    [
+        ("照片/小狗.jpg".encode("gbk"), False, "照片/小狗.jpg"),  # GB2312 is enough
+        ("囧丂堃.jpg".encode("gbk"), False, "囧丂堃.jpg"),
+        ("写真.jpg".encode(), False, "写真.jpg"),  # UTF-8 that nobody declares
+        ("小狗.jpg".encode(), True, "小狗.jpg"),
+        ("café été.jpg".encode("cp437"), False, "café été.jpg"),
+        ("dog.jpg".encode("cp437"), False, "dog.jpg"),
+    ],
+)
+def test_names_in_other_encodings_are_read(tmp_path, folder, raw, declared, shown):
+    name = "x" * (len(raw) - 4) + ".jpg"
+    path = Path(make_zip(tmp_path / "a.zip", {name: (folder / "00.png").read_bytes()}))
+    content = bytearray(path.read_bytes().replace(name.encode(), raw))
+    if declared:
+        content[6 + 1] |= 8
+        content[content.rfind(b"PK\x01\x02") + 9] |= 8
+    path.write_bytes(content)
+    (item,) = read_zip(str(path), "a.zip")
+    assert (item.name, item.error) == (shown, None)
+
+
 def test_nothing_of_a_zip_reaches_the_disk(tmp_path, folder):
     photo = (folder / "00.png").read_bytes()
     (tmp_path / "in").mkdir()
