@@ -9,13 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from captioner.batch.item import Item, Result, escaped
+from captioner.data.fields import coco_image_id, id_key
 
 
 class Kept(NamedTuple):
@@ -135,6 +134,9 @@ class CocoFormat(Format):
 
     has_errors = False
 
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}  # image id -> the image that has it
+
     def encode(self, item: Item, result: Result) -> str | None:
         """See `Format.encode`."""
         if isinstance(result, str):
@@ -147,8 +149,12 @@ class CocoFormat(Format):
 
     def refuse(self, item: Item) -> str | None:
         """See `Format.refuse`."""
-        if coco_id(item) is None:
+        image_id = coco_id(item)
+        if image_id is None:
             return "no image id: COCO results need COCO JSON, a list with ids, or COCO file names"
+        first = self._names.setdefault(id_key(image_id), item.name)
+        if first != item.name:
+            return f"{first} has the image id {image_id} too: give each image an id of its own"
         return None
 
 
@@ -198,15 +204,8 @@ def sentences(caption: Any) -> list[str]:
 
 
 def coco_id(item: Item) -> int | str | None:
-    """The image id for COCO results: that of the manifest, or the number that the name ends in.
-
-    ``COCO_val2014_000000000042.jpg`` and ``000000000042.jpg`` are 42.
-    """
-    if item.id is not None:
-        return item.id
-    stem = os.path.splitext(os.path.basename(item.name))[0]
-    number = re.fullmatch(r"(?:.*_)?(\d+)", stem)
-    return int(number[1]) if number else None
+    """Return the image id for COCO results: that of the list, or that in one of COCO's own names."""
+    return coco_image_id(item.name) if item.id is None else item.id
 
 
 def to_json(value: Any) -> str:

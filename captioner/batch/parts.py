@@ -83,12 +83,12 @@ class PartSink(RowSink):
 
     def __init__(self, file: RowFile, form: str, deal: Deal):
         super().__init__(file)
-        self._form = form
+        self._coco = CocoFormat() if form == "coco" else None
         self._deal = deal
 
     def refuse(self, item: Item) -> str | None:
         """See `Sink.refuse`."""
-        return CocoFormat().refuse(item) if self._form == "coco" else None
+        return self._coco.refuse(item) if self._coco is not None else None
 
     def close(self, complete: bool) -> None:
         """See `Sink.close`."""

@@ -200,10 +200,11 @@ class CocoSink(WholeSink):
     def __init__(self, path: Path, mode: Mode):
         super().__init__(path, mode)
         self.shows_errors = False
+        self._coco = CocoFormat()
 
     def refuse(self, item: Item) -> str | None:
         """See `sinks.Sink.refuse`."""
-        return CocoFormat().refuse(item)
+        return self._coco.refuse(item)
 
     def write(self, item: Item, result: Result) -> None:
         """See `sinks.Sink.write`."""

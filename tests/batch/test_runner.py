@@ -253,7 +253,7 @@ def test_interrupted_at_once_leaves_no_file(tmp_path, photos):
 
 
 def test_coco_results(tmp_path):
-    for name in ("COCO_val2014_000000000042.png", "000007.png", "dog.png"):
+    for name in ("COCO_val2014_000000000042.png", "000000000007.png", "dog_1.png"):
         save(tmp_path / "photos" / name)
     output = tmp_path / "results.json"
     summary = caption_to(output, [tmp_path / "photos"], form="coco")
@@ -268,6 +268,19 @@ def test_coco_results(tmp_path):
     assert len(json.loads(output.read_text())) == 2
     assert not list(tmp_path.glob("*.partial"))
     assert coco_id(Item("7.png", id="x")) == "x"
+
+
+def test_a_second_image_of_a_coco_id_is_an_error(tmp_path):
+    for name in ("a.png", "b.png", "000000000007.png"):
+        save(tmp_path / name)
+    rows = [{"image": "a.png", "id": 7}, {"image": "b.png", "id": "007"}, "000000000007.png"]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    summary = caption_to(tmp_path / "out.json", [tmp_path / "list.json"], form="coco")
+    assert json.loads((tmp_path / "out.json").read_text()) == [
+        {"image_id": 7, "caption": "a photo"}
+    ]
+    assert (summary.captioned, summary.failed) == (1, 2)
+    assert "a.png has the image id 007 too" in str(summary.kinds)
 
 
 def test_sidecars(tmp_path, photos):
