@@ -204,7 +204,7 @@ def sentences(caption: Any) -> list[str]:
 
 
 def coco_id(item: Item) -> int | str | None:
-    """Return the image id for COCO results: that of the list, or that in one of COCO's own names."""
+    """Return the image id for COCO results: that of the list, or of a COCO file name."""
     return coco_image_id(item.name) if item.id is None else item.id
 
 
