@@ -33,7 +33,7 @@ class Stepper(Protocol):
     def step(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Feed the previous words of all rows and predict the next ones.
 
-        K may change from one step to the next as `reorder` says.
+        At the start K is 1; `reorder` changes it.
 
         Args:
             words: (B, K) int64 ids; `Vocabulary.START` at first.
@@ -73,7 +73,7 @@ class Backend(Protocol):
         """Limit the calling thread to its share of the cores, where `lanes` threads compute."""
 
     def inference(self) -> AbstractContextManager[object]:
-        """Return what has to be entered around `encode` and a whole search (e.g. autocast)."""
+        """Return what must be entered around `encode` and a whole search, for example autocast."""
 
     def encode(self, pixels: np.ndarray) -> Any:
         """Encode images as `Preprocess.to_uint8` makes them.
@@ -85,5 +85,5 @@ class Backend(Protocol):
             What `stepper` needs of them.
         """
 
-    def stepper(self, memory: Any, rows: int) -> Stepper:
-        """Start to decode encoded images, with K = `rows` rows each."""
+    def stepper(self, memory: Any) -> Stepper:
+        """Start to decode encoded images, with one row each."""

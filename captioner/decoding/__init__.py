@@ -1,1 +1,1 @@
-"""Search for sentences: drives the decoder step by step. Knows no images."""
+"""Search for sentences: beams, sampling and their constraints, over any `backends.base.Stepper`."""

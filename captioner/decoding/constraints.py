@@ -1,63 +1,58 @@
-"""What a sentence may not become: log-probabilities of forbidden next words turn into -inf.
+"""Forbid words: set the log-probabilities of what must not follow to -inf.
 
-One function serves every search. It sees the sentences so far and the log-probabilities of their
-next words, so it needs no state of its own.
+One function serves every search. It needs only the sentences so far and the log-probabilities of
+their next words, and keeps no state.
 
-Shapes: B photos (or searches), K rows of each, T words so far, V vocabulary, N of an n-gram,
+Shapes: B images (or searches), K rows of each, T words so far, V vocabulary, N words of an n-gram,
 C required words.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from captioner.decoding.options import DecodingOptions
 from captioner.errors import ConfigError
 from captioner.tokenizer import Vocabulary
 
 
-def constrain(words: Tensor, log_probs: Tensor, options: DecodingOptions) -> Tensor:
-    """Forbid what the options forbid.
+def constrain(words: np.ndarray, log_probs: np.ndarray, options: DecodingOptions) -> None:
+    """Forbid what the options forbid, in place.
 
     Args:
         words: (B, K, T) ids so far, without START.
-        log_probs: (B, K, V) of the next word; changed in place.
+        log_probs: (B, K, V) of the next word.
         options: Banned words, lengths, n-grams that must not repeat, required words.
-
-    Returns:
-        ``log_probs``.
     """
-    log_probs[..., forbidden_ids(options)] = -torch.inf
+    log_probs[..., forbidden_ids(options)] = -np.inf
     if words.shape[-1] < options.min_length:
-        log_probs[..., Vocabulary.END] = -torch.inf
+        log_probs[..., Vocabulary.END] = -np.inf
     elif options.required:
-        missing = missing_words(words, options).any(-1)  # (B, K)
-        log_probs[..., Vocabulary.END].masked_fill_(missing, -torch.inf)
+        log_probs[..., Vocabulary.END][missing_words(words, options).any(-1)] = -np.inf
     if options.no_repeat_ngram:
-        block_repeats(words, log_probs, options.no_repeat_ngram)
-    return log_probs
+        forbid_repeats(words, log_probs, options.no_repeat_ngram)
 
 
 def forbidden_ids(options: DecodingOptions) -> list[int]:
-    """Ids that are never produced."""
+    """Return the ids that are never produced."""
     return list(dict.fromkeys((Vocabulary.PAD, Vocabulary.START, *options.banned)))
 
 
-def block_repeats(words: Tensor, log_probs: Tensor, size: int) -> None:
-    """Forbid every word that would complete an n-gram of this size a second time, in place."""
+def forbid_repeats(words: np.ndarray, log_probs: np.ndarray, size: int) -> None:
+    """Forbid, in place, each word that would complete an n-gram of this size a second time."""
     length = words.shape[-1]
     if length < size:
         return
-    windows = words.unfold(-1, size, 1)  # (B, K, T - N + 1, N)
+    windows = np.lib.stride_tricks.sliding_window_view(words, size, -1)  # (B, K, T - N + 1, N)
     begun = words[..., length - size + 1 :]  # (B, K, N - 1), what the next word would complete
     same = (windows[..., :-1] == begun[..., None, :]).all(-1)
-    log_probs.scatter_(-1, windows[..., -1].where(same, Vocabulary.PAD), -torch.inf)
+    repeated = np.where(same, windows[..., -1], Vocabulary.PAD)  # PAD is forbidden anyway
+    np.put_along_axis(log_probs, repeated, -np.inf, -1)
 
 
-def missing_words(words: Tensor, options: DecodingOptions) -> Tensor:
-    """Which required words a sentence does not have yet: (B, K, T) -> (B, K, C) bool."""
-    required = torch.tensor(sorted(set(options.required)), device=words.device)
+def missing_words(words: np.ndarray, options: DecodingOptions) -> np.ndarray:
+    """Return which required words each sentence lacks: (B, K, T) -> (B, K, C) bool."""
+    required = np.array(sorted(set(options.required)))
     return ~(words[..., None] == required).any(-2)
 
 
@@ -65,8 +60,8 @@ def check_vocabulary(options: DecodingOptions, size: int) -> bool:
     """Check ids against a vocabulary of this size.
 
     Returns:
-        Whether sentences can get stuck: have no allowed next word at all, because n-grams that
-        must not repeat use up a small vocabulary.
+        Whether a sentence can be left without an allowed next word, because n-grams that must not
+        repeat use up a small vocabulary.
 
     Raises:
         ConfigError: All words are banned, or a required id is not in the vocabulary.

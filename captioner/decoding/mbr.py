@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import DecodingOptions
-from captioner.decoding.stepper import Hypothesis
 from captioner.metrics.cider import DocumentFrequency, cider_d
 
 _UNIFORM = DocumentFrequency([[[]], [[]]])  # no n-gram is known, so all count as equally rare

@@ -1,80 +1,118 @@
-"""Sampling: words drawn at random by their probability.
+"""Sampling and greedy decoding: each row picks one word at a time until all rows have ended.
 
-Every photo has a random stream of its own, drawn on the CPU, and every word takes one number of
-it: the same photo gets the same sentences in any batch, at any place of it and on any device (up
-to the rounding of the probabilities themselves).
+The two differ only in how a row picks. An image whose rows have all ended leaves the batch.
 
-Shapes: B photos, N sentences per photo, V vocabulary.
+Each image has a random stream of its own, and each word takes one number of it. So an image gets
+the same sentences in any batch, at any place of it and on any device (up to the rounding of the
+probabilities themselves).
+
+Shapes: B images, B' of them still decoded, N rows per image, T words so far, V vocabulary,
+L locations.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from captioner.backends.base import Stepper
+from captioner.decoding.constraints import check_vocabulary, constrain
+from captioner.decoding.hypothesis import AttentionMaps, Hypothesis
 from captioner.decoding.options import DecodingOptions
-from captioner.decoding.rows import follow_rows
-from captioner.decoding.stepper import Decoders, Hypothesis, Memories
+from captioner.errors import ConfigError
+from captioner.tokenizer import Vocabulary
+
+_ENDS = (Vocabulary.END, Vocabulary.PAD)
+_BLOCK = 64  # words whose weights are summed together before a draw
 
 
-def photo_key(content: bytes) -> int:
-    """A number that stands for a photo: the same for the same content."""
+def greedy_search(stepper: Stepper, options: DecodingOptions | None = None) -> list[Hypothesis]:
+    """Take the likeliest word at every step.
+
+    Args:
+        stepper: At the start of B images.
+        options: Lengths and forbidden words.
+
+    Returns:
+        One hypothesis per image.
+
+    Raises:
+        ConfigError: Words are required, which needs beam search.
+    """
+    options = options or DecodingOptions()
+    if options.required:
+        raise ConfigError("required words need beam search")
+    found = _decode_rows(stepper, options, 1, lambda log_probs, *_: log_probs.argmax(-1))
+    return [sentence for (sentence,) in found]
+
+
+def sample(
+    stepper: Stepper, options: DecodingOptions, keys: Sequence[int]
+) -> list[list[Hypothesis]]:
+    """Draw sentences for every image.
+
+    Args:
+        stepper: At the start of B images.
+        options: How to draw.
+        keys: One number per image; with `options.seed` it selects the image's random stream.
+
+    Returns:
+        For each image `options.candidates` sentences in the order drawn; one may occur twice.
+        Their `log_probs` are the model's, without temperature and truncation.
+    """
+    rows = options.candidates
+    numbers = np.stack([_random_numbers(key, rows, options) for key in keys])  # (B, N, T)
+
+    def pick(log_probs: np.ndarray, time: int, images: np.ndarray) -> np.ndarray:
+        return draw(truncate(log_probs, options), numbers[images, :, time])
+
+    return _decode_rows(stepper, options, rows, pick)
+
+
+def image_key(content: bytes) -> int:
+    """Return a number that stands for an image: the same for the same content."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-@torch.no_grad()
-def sample(
-    decoder: Decoders, memory: Memories, options: DecodingOptions, keys: Sequence[int]
-) -> list[list[Hypothesis]]:
-    """Draw sentences of every photo.
+def _random_numbers(key: int, rows: int, options: DecodingOptions) -> np.ndarray:
+    """Return numbers in [0, 1), one per word of each sentence of an image: (N, T)."""
+    digest = hashlib.blake2b(f"{options.seed} {key}".encode(), digest_size=16).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return generator.random((rows, options.max_length + 1))
 
-    Args:
-        decoder: In ``eval()``; several decode together.
-        memory: Of the B photos; one per decoder if there are several.
-        options: How to draw.
-        keys: One number per photo, its random stream together with ``options.seed``.
 
-    Returns:
-        For each photo ``options.candidates`` sentences as they were drawn; the same one may occur
-        twice. Their ``log_probs`` are the model's, without temperature and truncation.
+def truncate(log_probs: np.ndarray, options: DecodingOptions) -> np.ndarray:
+    """Turn log-probabilities (B, N, V) into weights to draw by, of the same shape.
+
+    The temperature comes first, then the top k, then the top p.
     """
-    rows = options.candidates
-    draws = torch.stack([_draws(key, rows, options) for key in keys])  # (B, N, T)
-
-    def pick(log_probs: Tensor, time: int, photos: Tensor) -> Tensor:
-        words = draw(truncate(log_probs.cpu(), options), draws[photos.cpu(), :, time])
-        return words.to(log_probs.device)
-
-    return follow_rows(decoder, memory, options, rows, pick)
-
-
-def _draws(key: int, rows: int, options: DecodingOptions) -> Tensor:
-    """Numbers from 0 to 1, one per word of each sentence of a photo: (N, T)."""
-    seed = photo_key(f"{options.seed} {key}".encode())
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    return torch.rand(rows, options.max_length + 1, dtype=torch.float64, generator=generator)
-
-
-def truncate(log_probs: Tensor, options: DecodingOptions) -> Tensor:
-    """Weights to draw by: temperature, then the top k, then the top p; (B, N, V) -> the same."""
-    log_probs = log_probs.double()
-    relative = (log_probs - log_probs.amax(-1, keepdim=True)) / options.temperature
-    weights = relative.exp_().nan_to_num_(0.0)  # not a number: nothing is allowed
+    peak = log_probs.max(-1, keepdims=True)
+    peak[np.isneginf(peak)] = 0  # nothing is allowed: all weights are 0
+    weights = np.subtract(log_probs, peak, dtype=np.float64)
+    if options.temperature != 1:
+        weights /= options.temperature
+    np.exp(weights, out=weights)
     if not options.top_k and options.top_p == 1:
         return weights
-    ordered, index = weights.sort(dim=-1, descending=True, stable=True)
-    if options.top_k:
-        ordered[..., options.top_k :] = 0
-    total = ordered.sum(-1, keepdim=True)
-    before = ordered.cumsum(-1) - ordered  # the likeliest word always stays: none is before it
-    ordered[before >= options.top_p * total] = 0
-    return torch.zeros_like(weights).scatter_(-1, index, ordered)
+    ordered = -np.sort(-weights, -1)
+    kept = np.full(weights.shape[:-1], min(options.top_k or weights.shape[-1], weights.shape[-1]))
+    if options.top_p < 1:
+        if options.top_k:
+            ordered[..., options.top_k :] = 0
+        before = ordered.cumsum(-1) - ordered  # the likeliest word always stays: 0 is before it
+        fewest = (before < options.top_p * ordered.sum(-1, keepdims=True)).sum(-1)
+        kept = np.minimum(kept, fewest)
+    last = np.take_along_axis(ordered, np.maximum(kept, 1)[..., None] - 1, -1)  # smallest kept
+    ties = weights == last  # of equal weights the first ids stay
+    room = kept[..., None] - (weights > last).sum(-1, keepdims=True)
+    weights[(weights < last) | (ties & (ties.cumsum(-1) > room))] = 0
+    return weights
 
 
-def draw(weights: Tensor, numbers: Tensor) -> Tensor:
+def draw(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Draw by the inverse of the cumulative distribution.
 
     Args:
@@ -84,10 +122,76 @@ def draw(weights: Tensor, numbers: Tensor) -> Tensor:
     Returns:
         (B, N) ids, none of them of weight 0 unless all are.
     """
-    cumulative = weights.cumsum(-1)
-    places = numbers[..., None] * cumulative[..., -1:]
-    words = torch.searchsorted(cumulative, places, right=True).squeeze(-1)
-    last = (
-        weights.shape[-1] - 1 - (weights.flip(-1) > 0).long().argmax(-1)
-    )  # rounding: not beyond it
-    return words.minimum(last)
+    size = weights.shape[-1]
+    starts = np.arange(0, size, _BLOCK)
+    blocks = np.add.reduceat(weights, starts, -1).cumsum(-1)  # (B, N, V / block)
+    points = (numbers * blocks[..., -1])[..., None]  # (B, N, 1)
+    # Rounding must not lead beyond the last block that weighs anything.
+    block = np.minimum((blocks <= points).sum(-1), (blocks < blocks[..., -1:]).sum(-1))[..., None]
+    before = np.where(block > 0, np.take_along_axis(blocks, np.maximum(block - 1, 0), -1), 0)
+    ids = block * _BLOCK + np.arange(_BLOCK)  # (B, N, block)
+    inside = np.take_along_axis(weights, np.minimum(ids, size - 1), -1) * (ids < size)
+    within = inside.cumsum(-1)
+    place = (before + within <= points).sum(-1)
+    place = np.minimum(place, (within < within[..., -1:]).sum(-1))
+    return np.asarray(block[..., 0] * _BLOCK + place)
+
+
+def _decode_rows(
+    stepper: Stepper,
+    options: DecodingOptions,
+    rows: int,
+    pick: Callable[[np.ndarray, int, np.ndarray], np.ndarray],
+) -> list[list[Hypothesis]]:
+    """Write N sentences per image.
+
+    Args:
+        stepper: At the start of B images.
+        options: Lengths and forbidden words.
+        rows: N.
+        pick: Returns the next words (B', N), given their constrained log-probabilities (B', N, V),
+            the time step, and the indices (B',) of the images.
+
+    Returns:
+        For each image its N sentences, in the order of the rows.
+    """
+    batch = stepper.images
+    images = np.arange(batch)  # those that go on
+    words = np.full((batch, rows), Vocabulary.START)
+    shape = (batch, rows, options.max_length + 1)
+    history, places = np.full(shape, Vocabulary.PAD), np.zeros(shape, np.int64)
+    scores = np.zeros(shape)
+    done = np.zeros((batch, rows), bool)
+    maps = AttentionMaps()
+    if rows > 1:
+        stepper.reorder(np.zeros((batch, rows), np.int64))
+    for time in range(options.max_length + 1):
+        log_probs, attention = stepper.step(words)
+        if time == 0:
+            check_vocabulary(options, log_probs.shape[-1])
+        constrain(history[images, :, :time], log_probs, options)
+        words = pick(log_probs, time, images)  # (B', N)
+        score = np.take_along_axis(log_probs, words[..., None], -1)[..., 0]  # (B', N)
+        over = done[images] | np.isneginf(score)  # nothing is allowed: cut like by max_length
+        words[over] = Vocabulary.PAD
+        history[images, :, time] = words
+        scores[images, :, time] = score
+        places[images, :, time] = maps.add(attention)
+        done[images] = over | (words == Vocabulary.END)
+        (stay,) = (~done[images].all(1)).nonzero()
+        if not len(stay):
+            break
+        if len(stay) * 4 <= len(images) * 3:  # leaving costs a copy of the memory: go in groups
+            stepper.keep(stay)
+            images, words = images[stay], words[stay]
+
+    def hypothesis(image: int, row: int) -> Hypothesis:
+        ids = history[image, row].tolist()
+        found = list(takewhile(lambda word: word not in _ENDS, ids[: options.max_length]))
+        finished = ids[len(found)] == Vocabulary.END
+        log_probs = scores[image, row, : len(found) + finished].tolist()
+        score = sum(log_probs) / options.divisor(len(log_probs))
+        attention = maps.take(places[image, row, : len(found)])
+        return Hypothesis(found, log_probs, score, finished, attention)
+
+    return [[hypothesis(image, row) for row in range(rows)] for image in range(batch)]

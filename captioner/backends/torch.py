@@ -1,0 +1,168 @@
+"""PyTorch: for training, evaluation and GPUs, and for models without an export.
+
+Shapes: B images, K rows per image (beams or samples), S side of the encoder's square, V vocabulary,
+L locations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from captioner.checkpoint import Header, load_checkpoint
+from captioner.models.attention import Memory
+from captioner.models.caption_model import CaptionModel
+from captioner.models.decoder import Decoder, State
+from captioner.models.encoder import Grid
+from captioner.models.fuse_bn import fuse_bn
+from captioner.utils.device import Precision, autocast, resolve_device, trunk_autocast
+
+_LANES = 4  # batches at once on a CPU; each holds its own activations in memory
+_threads_lock = threading.Lock()
+
+
+class TorchStepper:
+    """Runs `Decoder.step` for a search; see `captioner.backends.base.Stepper`.
+
+    On a CPU the arrays it returns are the step's own memory. It keeps no gradients.
+
+    Args:
+        decoder: In `eval()`.
+        memory: Of the B images.
+    """
+
+    def __init__(self, decoder: Decoder, memory: Memory):
+        self._decoder = decoder
+        self._memory = memory
+        with torch.no_grad():
+            self._state = decoder.start(memory, 1)
+
+    @property
+    def images(self) -> int:
+        """B, the images that are still searched."""
+        return len(self._memory.values)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W) of the attention maps."""
+        return self._memory.size
+
+    @torch.no_grad()
+    def step(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Feed the previous words (B, K); return log-probabilities (B, K, V), maps (B, K, L)."""
+        result = self._decoder.step(self._state, self._index(words), self._memory)
+        self._state = result.state
+        log_probs = result.logits.float().log_softmax(-1)
+        return log_probs.cpu().numpy(), result.attention.float().cpu().numpy()
+
+    @torch.no_grad()
+    def reorder(self, parents: np.ndarray) -> None:
+        """Let row k of each image continue its row `parents[:, k]`: (B, K')."""
+        rows = self._index(np.arange(len(parents))[:, None])
+        index = self._index(parents)
+        self._state = State(*(x[rows, index] for x in self._state))
+
+    @torch.no_grad()
+    def keep(self, images: np.ndarray) -> None:
+        """Go on with some of the images only: indices (B',)."""
+        index = self._index(images)
+        self._memory = self._memory.select(index)
+        self._state = State(*(x[index] for x in self._state))
+
+    def _index(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._memory.values.device)
+
+
+class TorchBackend:
+    """A model in PyTorch; see `captioner.backends.base.Backend`.
+
+    Args:
+        model: The network. It is moved to the device and put into `eval()`.
+        header: Vocabulary and preprocessing that belong to it.
+        device: `auto`, `cpu`, `cuda`, ...
+        precision: `auto` computes in bf16 where the device is faster with it.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        model: CaptionModel,
+        header: Header,
+        device: str = "auto",
+        precision: Precision = "auto",
+    ):
+        self.header = header
+        self.device = resolve_device(device)
+        self.precision: Precision = precision
+        self.model = model.eval().to(self.device)
+        encoder = self.model.encoder
+        encoder.backbone = fuse_bn(encoder.backbone, encoder.config.image_size)
+        encoder.backbone.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], device: str = "auto", precision: Precision = "auto"
+    ) -> TorchBackend:
+        """Load a model file.
+
+        Raises:
+            CheckpointError: The file is missing or cannot be used.
+            ConfigError: The device is not there.
+        """
+        model, header = load_checkpoint(os.fspath(path))
+        return cls(model, header, device, precision)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W) of the attention maps."""
+        return self.model.encoder.grid_size
+
+    @property
+    def lanes(self) -> int:
+        """How many batches may be computed at once.
+
+        On a CPU several, each on its share of the cores: a search is made of operations too small
+        to share among many.
+        """
+        return min(torch.get_num_threads(), _LANES) if self.device.type == "cpu" else 1
+
+    def enter_lane(self, lanes: int) -> None:
+        """Limit the calling thread to its share of the cores."""
+        with _threads_lock:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(max(1, threads // lanes))
+            # That also set what threads to come start with: a thread of its own sets it back.
+            other = threading.Thread(target=torch.set_num_threads, args=(threads,))
+            other.start()
+            other.join()
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Enter no_grad and mixed precision for encoding and searching."""
+        with torch.no_grad(), autocast(self.device, self.precision):
+            yield
+
+    def features(self, pixels: np.ndarray) -> Grid:
+        """Encode images to the grid of features (B, L, D): (B, S, S, 3) uint8."""
+        images = self.header.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
+        with torch.no_grad(), trunk_autocast(self.device, self.precision):
+            grid: Grid = self.model.encoder(images)
+        return grid
+
+    def encode(self, pixels: np.ndarray) -> Memory:
+        """Encode images: (B, S, S, 3) uint8 -> what the decoder reads."""
+        with self.inference():
+            return self.model.decoder.remember(self.features(pixels))
+
+    def stepper(self, memory: Memory) -> TorchStepper:
+        """Start to decode encoded images, one row each."""
+        return TorchStepper(self.model.decoder, memory)
