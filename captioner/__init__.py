@@ -1,25 +1,54 @@
-"""captioner: a photo in, a sentence out, and for every word the place the model looked at."""
+"""captioner: an image in, a sentence out, and for every word the place the model looked at."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Caption", "Captioner", "CaptionerError", "__version__"]
 
 if TYPE_CHECKING:
-    from captioner.api import Caption, Captioner
-    from captioner.errors import CaptionerError
+    from captioner.api import Captioner, Ensemble
+    from captioner.decoding.options import DecodingOptions
+    from captioner.errors import (
+        CaptionerError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ImageError,
+    )
+    from captioner.outputs import Caption, Failure, SentenceScore
+
+__all__ = [
+    "Caption",
+    "Captioner",
+    "CaptionerError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DecodingOptions",
+    "Ensemble",
+    "Failure",
+    "ImageError",
+    "SentenceScore",
+    "__version__",
+]
+_MODULES = {
+    "Captioner": "api",
+    "Ensemble": "api",
+    "DecodingOptions": "decoding.options",
+    "Caption": "outputs",
+    "Failure": "outputs",
+    "SentenceScore": "outputs",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public names when they are first used: ``import captioner`` itself is instant."""
-    if name in ("Caption", "Captioner"):
-        from captioner import api
+    """Load a public name when it is first used: `import captioner` itself is instant."""
+    if name not in __all__:
+        raise AttributeError(f"module 'captioner' has no attribute {name!r}")
+    return getattr(import_module(f"captioner.{_MODULES.get(name, 'errors')}"), name)
 
-        return getattr(api, name)
-    if name == "CaptionerError":
-        from captioner.errors import CaptionerError
 
-        return CaptionerError
-    raise AttributeError(f"module 'captioner' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

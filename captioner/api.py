@@ -1,48 +1,49 @@
-"""The Python face: :class:`Captioner` turns pictures into :class:`Caption` objects.
+"""The Python API: `Captioner` turns images into `Caption` objects.
 
     from captioner import Captioner
     captioner = Captioner.from_pretrained()
     caption = captioner("dog.jpg")
     print(caption.text)
-    caption.overlay(1).save("what_the_second_word_saw.png")
+    caption.overlay(1).save("where_the_model_looked_for_the_second_word.png")
 
-Shapes: B photos, S side of the encoder's square, T words of a caption, (H, W) attention grid.
+What computes is a backend (`captioner.backends`); this module names no framework.
+
+Shapes: B images, S side of the encoder's square, T words of a caption, V vocabulary,
+(H, W) attention grid, L = H·W.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
-import torch
 
-from captioner.checkpoint import Header, load_checkpoint
+from captioner.backends.base import Backend, BackendName, Precision, Stepper
+from captioner.checkpoint import Header
 from captioner.decoding.beam_search import beam_search
-from captioner.decoding.options import DecodingOptions, search_options
-from captioner.decoding.sampling import photo_key, sample
-from captioner.decoding.stepper import Hypothesis, mean_map, mean_probability
-from captioner.errors import CaptionerError, CheckpointError
+from captioner.decoding.hypothesis import EnsembleStepper, Hypothesis, score_words
+from captioner.decoding.options import DecodingOptions, decoding_options
+from captioner.decoding.sampling import image_key, sample
+from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.image.io import ImageSource, open_image
-from captioner.models.encoder import Grid
-from captioner.models.fuse_bn import fuse_bn
 from captioner.outputs import Caption, Failure, SentenceScore
 from captioner.tokenizer import Vocabulary, detokenize, tokenize
-from captioner.utils.device import Precision, autocast, resolve_device, trunk_autocast
 from captioner.utils.parallel import map_ahead
 
 if TYPE_CHECKING:
     from captioner.models.caption_model import CaptionModel
 
-__all__ = ["DEFAULT_WEIGHTS", "Caption", "Captioner", "Failure", "SentenceScore"]
+__all__ = ["DEFAULT_WEIGHTS", "Caption", "Captioner", "Ensemble", "Failure", "SentenceScore"]
 
-_LANES = 4  # batches in work at once on a CPU; each holds its own activations in memory
 # A source and, for each model, the square it sees.
-_Picture: TypeAlias = "tuple[ImageSource, list[np.ndarray] | CaptionerError]"
+_Opened: TypeAlias = "tuple[ImageSource, list[np.ndarray] | CaptionerError]"
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 
@@ -51,11 +52,20 @@ class Captioner:
     """A model, ready to caption.
 
     Args:
-        model: The network.
+        model: The network in PyTorch. It is copied, so the caller's model does not change.
         header: Vocabulary and preprocessing that belong to it.
-        device: ``auto``, ``cpu``, ``cuda``, ...
-        precision: ``auto`` computes in bf16 where the device is faster with it.
+        device: `auto`, `cpu`, `cuda`, ...
+        precision: `auto` computes in bf16 where the device is faster with it.
+
+    Attributes:
+        backends: What computes; several if models caption together.
+        header: Vocabulary, preprocessing, configuration and record of the (first) model.
+        vocabulary: Its words.
+        preprocess: How it sees images.
     """
+
+    backends: tuple[Backend, ...]
+    header: Header
 
     def __init__(
         self,
@@ -64,62 +74,110 @@ class Captioner:
         device: str = "auto",
         precision: Precision = "auto",
     ):
-        self.device = resolve_device(device)
-        self.precision: Precision = precision
-        self.header = header
-        self.vocabulary = header.vocabulary
-        self.preprocess = header.preprocess
-        self.model = model.eval().to(self.device)
-        encoder = self.model.encoder
-        encoder.backbone = fuse_bn(encoder.backbone, encoder.config.image_size)
-        encoder.backbone.to(memory_format=torch.channels_last)
+        from captioner.backends.torch import TorchBackend
+
+        self._use(TorchBackend(copy.deepcopy(model), header, device, precision))
+
+    def _use(self, *backends: Backend) -> None:
+        self.backends = backends
+        self.header = backends[0].header
+        self.vocabulary = self.header.vocabulary
+        self.preprocess = self.header.preprocess
+
+    @classmethod
+    def from_backend(cls, backend: Backend) -> Captioner:
+        """Make a captioner of a backend that is ready."""
+        captioner = cls.__new__(cls)
+        captioner._use(backend)
+        return captioner
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | os.PathLike[str] | None = None,
         *,
+        backend: BackendName = "auto",
         device: str = "auto",
         precision: Precision = "auto",
     ) -> Captioner:
         """Load a model file; without a path, the model that ships with the package.
 
+        Args:
+            path: A model file.
+            backend: `torch`, or `onnx` for a model that `captioner export` wrote; `auto` is torch.
+            device: `auto`, `cpu`, `cuda`, ...; torch only.
+            precision: `auto`, `fp32` or `bf16`; torch only.
+
         Raises:
             CheckpointError: The file is missing or cannot be used.
-            ConfigError: The device is not there.
+            ConfigError: There is no such backend, or the device is not there.
         """
         if path is None and not DEFAULT_WEIGHTS.exists():
             raise CheckpointError("this installation ships no default model: name a model file")
-        model, header = load_checkpoint(DEFAULT_WEIGHTS if path is None else Path(path))
-        return cls(model, header, device, precision)
+        path = DEFAULT_WEIGHTS if path is None else Path(path)
+        if backend == "onnx":
+            from captioner.backends.onnx import OnnxBackend
 
-    @overload
-    def __call__(self, images: list[ImageSource], **options: Any) -> list[Caption]: ...
+            return cls.from_backend(OnnxBackend(path))
+        if backend not in ("auto", "torch"):
+            raise ConfigError(f"unknown backend {backend!r}: take auto, torch or onnx")
+        from captioner.backends.torch import TorchBackend
+
+        return cls.from_backend(TorchBackend.load(path, device, precision))
+
+    def __repr__(self) -> str:
+        models = "" if len(self.backends) == 1 else f"{len(self.backends)} models, "
+        return (
+            f"{type(self).__name__}({models}{self.header.config.encoder.name}, "
+            f"{len(self.vocabulary):,} words, backend={self.backend.name!r})"
+        )
+
+    @property
+    def backend(self) -> Backend:
+        """What computes the (first) model."""
+        return self.backends[0]
+
+    @property
+    def model(self) -> CaptionModel:
+        """The network in PyTorch.
+
+        Raises:
+            ConfigError: Another backend is in use.
+        """
+        model = getattr(self.backend, "model", None)
+        if model is None:
+            raise ConfigError("this needs the model in PyTorch: load it with backend='torch'")
+        return cast("CaptionModel", model)
 
     @overload
     def __call__(self, images: ImageSource, **options: Any) -> Caption: ...
 
+    @overload
+    def __call__(self, images: Iterable[ImageSource], **options: Any) -> list[Caption]: ...
+
     def __call__(
-        self, images: ImageSource | list[ImageSource], **options: Any
+        self, images: ImageSource | Iterable[ImageSource], **options: Any
     ) -> Caption | list[Caption]:
-        """Caption one picture, or a list of them.
+        """Caption one image, or several.
 
         Args:
-            images: A path, bytes, PIL image or array; or a list of these.
-            **options: As for :meth:`stream`.
+            images: A path, bytes, file object, PIL image, array, tensor or Hugging Face image; or a
+                list, tuple or iterator of these.
+            **options: As for `stream`.
 
         Returns:
-            One caption for one picture, a list for a list.
+            One caption for one image, else a list.
 
         Raises:
-            ImageError: A picture cannot be opened (:meth:`stream` goes on instead).
+            ImageError: An image cannot be opened (`stream` goes on instead).
         """
-        sources = images if isinstance(images, list) else [images]
+        several = _are_several(images)
+        sources = cast("Iterable[ImageSource]", images if several else [images])
         captions: list[Caption] = []
         for result in self.stream(sources, on_error="raise", **options):
             assert isinstance(result, Caption)
             captions.append(result)
-        return captions if isinstance(images, list) else captions[0]
+        return captions if several else captions[0]
 
     def stream(
         self,
@@ -128,132 +186,137 @@ class Captioner:
         batch_size: int = 32,
         workers: int | None = None,
         on_error: Literal["yield", "raise"] = "yield",
-        **search: Any,
+        **options: Any,
     ) -> Iterator[Caption | Failure]:
-        """Caption any number of pictures, in order, holding only a few batches at a time.
+        """Caption any number of images, in order, holding only a few batches at a time.
 
-        Threads read the next pictures while this one computes.
+        Threads read the next images while this one computes.
 
         Args:
-            sources: Pictures; read lazily.
-            batch_size: Pictures encoded and decoded together.
+            sources: Images; read lazily.
+            batch_size: Images encoded and decoded together.
             workers: Threads that read; None takes one per CPU core, at most 8.
-            on_error: ``yield`` gives a :class:`Failure` in the picture's place, ``raise`` raises.
-            **search: Fields of :class:`~captioner.decoding.options.DecodingOptions`: ``beam``,
-                ``num_captions``, ``max_length``, ``length_penalty``, ``sample``, ...; and the words
-                ``ban`` and ``require`` of :func:`~captioner.decoding.options.search_options`.
+            on_error: `yield` gives a `Failure` in the image's place, `raise` raises.
+            **options: Fields of `captioner.decoding.options.DecodingOptions`: `beam`,
+                `num_captions`, `max_length`, `length_penalty`, `sample`, ...; and the words `ban`
+                and `require` of `decoding_options`.
 
         Yields:
-            One result per picture, in order.
+            One result per image, in order.
 
         Raises:
-            ConfigError: Search options that are impossible or contradict each other.
+            ConfigError: An option is unknown or impossible, or two contradict each other.
         """
-        options = search_options(self.vocabulary, **search)
-        workers = workers or min(8, os.cpu_count() or 1)
+        # Checked here and not at the first result, which may be taken much later.
+        checked = decoding_options(self.vocabulary, **options)
+        return self._stream(sources, batch_size, workers, on_error, checked)
 
-        def read(source: ImageSource) -> _Picture:
+    def _stream(
+        self,
+        sources: Iterable[ImageSource],
+        batch_size: int,
+        workers: int | None,
+        on_error: str,
+        options: DecodingOptions,
+    ) -> Iterator[Caption | Failure]:
+        def read(source: ImageSource) -> _Opened:
             try:
                 return source, self._read(source)
             except CaptionerError as error:
                 return source, error
 
-        pictures = map_ahead(read, sources, workers=workers, depth=2 * batch_size)
-        for batch, sentences in self._search_all(_batches(pictures, batch_size), options):
+        workers = workers or min(8, os.cpu_count() or 1)
+        opened = map_ahead(read, sources, workers=workers, depth=2 * batch_size)
+        for batch, sentences in self._search_all(_batches(opened, batch_size), options):
             found = iter(sentences)
-            for source, picture in batch:
-                if not isinstance(picture, CaptionerError):
-                    yield self.caption(source, next(found))
+            for source, image in batch:
+                if not isinstance(image, CaptionerError):
+                    yield self.to_caption(source, next(found))
                 elif on_error == "raise":
-                    raise picture
+                    raise image
                 else:
-                    yield Failure(source, str(picture))
+                    yield Failure(source, str(image))
 
     def _search_all(
-        self, batches: Iterator[list[_Picture]], options: DecodingOptions
-    ) -> Iterator[tuple[list[_Picture], list[list[Hypothesis]]]]:
-        """Search batch after batch: each with the sentences of those of its photos that opened.
+        self, batches: Iterator[list[_Opened]], options: DecodingOptions
+    ) -> Iterator[tuple[list[_Opened], list[list[Hypothesis]]]]:
+        """Search batch after batch; yield each with the sentences of the images that opened.
 
-        On a CPU several batches are in work at once, each on its share of the cores: beam search
-        is made of operations too small to share among many.
+        Several batches may be in work at once, in as many lanes as the backend has.
         """
 
-        def search(batch: list[_Picture]) -> tuple[list[_Picture], list[list[Hypothesis]]]:
-            squares = [picture for _, picture in batch if not isinstance(picture, CaptionerError)]
+        def search(batch: list[_Opened]) -> tuple[list[_Opened], list[list[Hypothesis]]]:
+            squares = [image for _, image in batch if not isinstance(image, CaptionerError)]
             pixels = [np.stack(each) for each in zip(*squares, strict=True)]  # one per model
             return batch, self.search(pixels, options) if pixels else []
 
-        threads = torch.get_num_threads()
-        most = min(threads, _LANES) if self.device.type == "cpu" else 1
-        first = list(itertools.islice(batches, most))
+        def enter_lane(lanes: int) -> None:
+            for backend in self.backends:
+                backend.enter_lane(lanes)
+
+        first = list(itertools.islice(batches, min(backend.lanes for backend in self.backends)))
         lanes = len(first)
+        batches = itertools.chain(first, batches)
         if lanes <= 1:
-            yield from map(search, itertools.chain(first, batches))
-            return
-        try:
+            yield from map(search, batches)
+        else:
             yield from map_ahead(
                 search,
-                itertools.chain(first, batches),
+                batches,
                 workers=lanes,
                 depth=2 * lanes,
-                initializer=torch.set_num_threads,  # of the thread that calls it
-                initargs=(threads // lanes,),
+                initializer=enter_lane,
+                initargs=(lanes,),
             )
-        finally:
-            torch.set_num_threads(threads)  # what threads to come start with
 
     def read(self, source: ImageSource) -> np.ndarray:
-        """Open a picture and bring it to the encoder's square: (S, S, 3) uint8.
+        """Open an image and bring it to the encoder's square: (S, S, 3) uint8.
 
         Raises:
             ImageError: It cannot be opened.
         """
         return self.preprocess.to_uint8(open_image(source, shrink_to=self.preprocess.size))
 
-    @property
-    def members(self) -> tuple[Captioner, ...]:
-        """The models that caption together: this one (see :mod:`captioner.ensemble`)."""
-        return (self,)
-
     def _read(self, source: ImageSource) -> list[np.ndarray]:
-        """Open a picture once and bring it to the square of each model."""
-        shapes = [member.preprocess for member in self.members]
+        """Open an image once and bring it to the square of each model."""
+        shapes = [backend.header.preprocess for backend in self.backends]
         image = open_image(source, shrink_to=max(shape.size for shape in shapes))
         return [shape.to_uint8(image) for shape in shapes]
 
-    @torch.no_grad()
+    def encode(self, pixels: np.ndarray) -> Any:
+        """Encode images that `read` opened, for `backend.stepper`: (B, S, S, 3) uint8."""
+        return self.backend.encode(pixels)
+
+    @contextlib.contextmanager
+    def _decoding(self, pixels: Sequence[np.ndarray]) -> Iterator[Stepper]:
+        """Encode a batch, (B, S, S, 3) uint8 per model; search it while the block runs."""
+        with contextlib.ExitStack() as stack:
+            for backend in self.backends:
+                stack.enter_context(backend.inference())
+            steppers = [
+                backend.stepper(backend.encode(squares))
+                for backend, squares in zip(self.backends, pixels, strict=True)
+            ]
+            yield steppers[0] if len(steppers) == 1 else EnsembleStepper(steppers)
+
     def search(
         self, pixels: Sequence[np.ndarray], options: DecodingOptions
     ) -> list[list[Hypothesis]]:
-        """Encode and decode a batch: (B, S, S, 3) uint8 per model -> per photo its sentences."""
-        decoders = [member.model.decoder for member in self.members]
-        with autocast(self.device, self.precision):
-            memories = [
-                member.model.decoder.remember(member.encode(squares))
-                for member, squares in zip(self.members, pixels, strict=True)
-            ]
+        """Encode a batch, (B, S, S, 3) uint8 per model, and find the sentences of each image."""
+        with self._decoding(pixels) as stepper:
             if options.sample:
-                keys = [photo_key(square.tobytes()) for square in pixels[0]]
-                found = sample(decoders, memories, options, keys)
+                keys = [image_key(square.tobytes()) for square in pixels[0]]
+                found = sample(stepper, options, keys)
             else:
-                found = beam_search(decoders, memories, options)
+                found = beam_search(stepper, options)
         if options.mbr:
             from captioner.decoding.mbr import choose
 
             found = [choose(sentences, options) for sentences in found]
         return found
 
-    @torch.no_grad()
-    def encode(self, pixels: np.ndarray) -> Grid:
-        """Encode photos that :meth:`read` opened: (B, S, S, 3) uint8 -> features (B, L, D)."""
-        images = self.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
-        with trunk_autocast(self.device, self.precision):
-            grid: Grid = self.model.encoder(images)
-            return grid
-
-    def caption(self, source: ImageSource, hypotheses: list[Hypothesis]) -> Caption:
-        """Turn a photo's sentences, best first, into a :class:`Caption`."""
-        size = self._grid()
+    def to_caption(self, source: ImageSource, hypotheses: Sequence[Hypothesis]) -> Caption:
+        """Turn what a search found for an image, best first, into a `Caption`."""
         captions = []
         for hypothesis in hypotheses:
             words = self.vocabulary.decode(hypothesis.words)
@@ -264,46 +327,82 @@ class Captioner:
                     log_probs=hypothesis.log_probs,
                     score=hypothesis.score,
                     finished=hypothesis.finished,
-                    attention=hypothesis.attention.reshape(-1, *size).numpy(),  # (T, H, W)
+                    attention=hypothesis.attention.reshape(-1, *self.backend.grid),  # (T, H, W)
                     source=source,
                 )
             )
         return replace(captions[0], candidates=tuple(captions))
 
-    @torch.no_grad()
     def score(self, image: ImageSource, sentence: str) -> SentenceScore:
-        """Log-probability of a sentence for a picture, word by word (log P(y_t | y_<t, photo)).
+        """Return the log-probability of a sentence, word by word: log P(y_t | y_<t, image).
 
         Raises:
-            ImageError: The picture cannot be opened.
+            ImageError: The image cannot be opened.
             CaptionerError: The sentence has no words.
         """
         words = tokenize(sentence)
         if not words:
             raise CaptionerError(f"the sentence {sentence!r} has no words to score")
         ids = self.vocabulary.encode(words)
-        tokens = torch.tensor([[[Vocabulary.START, *ids, Vocabulary.END]]], device=self.device)
-        lengths = torch.tensor([[len(ids) + 1]], device=self.device)
-        each, maps, sizes = [], [], []
-        for member, square in zip(self.members, self._read(image), strict=True):
-            with autocast(self.device, self.precision):
-                memory = member.model.decoder.remember(member.encode(square[None]))
-                result = member.model.decoder(memory, tokens, lengths)
-            each.append(result.logits.float().log_softmax(-1))
-            maps.append(result.attention[0, 0, : len(words)].float().cpu())  # (T, L)
-            sizes.append(memory.size)
-        log_probs = mean_probability(each)  # (T + 1, V)
-        chosen = log_probs.gather(1, tokens[0, 0, 1:, None]).squeeze(1).tolist()
+        with self._decoding([square[None] for square in self._read(image)]) as stepper:
+            log_probs, maps = score_words(stepper, ids)  # (T + 1, V), (T, L)
+        chosen = log_probs[np.arange(len(ids) + 1), [*ids, Vocabulary.END]].tolist()
         return SentenceScore(
             words=words,
             known=[word in self.vocabulary for word in words],
             log_probs=chosen,
             total=sum(chosen),
-            attention=mean_map(maps, sizes).reshape(-1, *sizes[0]).numpy(),
+            attention=maps.reshape(-1, *self.backend.grid),
         )
 
-    def _grid(self) -> tuple[int, int]:
-        return self.model.encoder.grid_size
+
+class Ensemble(Captioner):
+    """Captioners of one vocabulary as one: at every word their probabilities are averaged.
+
+    They may differ in everything else; each sees the image in its own way. Attention is the mean
+    of their maps where their grids agree, else the first one's. `model`, `header` and `preprocess`
+    are those of the first.
+
+    Args:
+        captioners: At least one.
+
+    Raises:
+        ConfigError: Their vocabularies differ.
+    """
+
+    def __init__(self, captioners: Sequence[Captioner]):
+        self._use(*(backend for captioner in captioners for backend in captioner.backends))
+        own = self.vocabulary.words
+        for number, backend in enumerate(self.backends[1:], 2):
+            if (other := backend.header.vocabulary.words) != own:
+                lacking = sorted(set(own) - set(other))[:3]
+                detail = f" and lacks {', '.join(map(repr, lacking))}" if lacking else ""
+                raise ConfigError(
+                    f"models of different vocabularies cannot caption together: model {number} "
+                    f"has {len(other):,} entries{detail}, the first has {len(own):,}"
+                )
+
+    @classmethod
+    def load(cls, paths: Sequence[str | os.PathLike[str]], **options: Any) -> Ensemble:
+        """Load model files.
+
+        Args:
+            paths: Model files.
+            **options: As for `Captioner.from_pretrained`.
+
+        Raises:
+            CheckpointError: A file is missing or cannot be used.
+            ConfigError: The device is not there, or the vocabularies differ.
+        """
+        return cls([Captioner.from_pretrained(path, **options) for path in paths])
+
+
+def _are_several(images: object) -> bool:
+    """Tell a list, tuple or iterator of images from a single image (some of which iterate too)."""
+    single = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
+    if isinstance(images, single) or hasattr(images, "read") or hasattr(images, "__array__"):
+        return False
+    return isinstance(images, Iterable)
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,35 +1,43 @@
-"""What captioning gives: a caption with its attention maps, a failure, or a sentence's score.
+"""What captioning returns: captions with their attention maps, failures, scores of sentences.
+
+Two results are equal if their words and numbers are; images and maps are not compared.
 
 Shapes: T words of a caption, (H, W) attention grid.
 """
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from captioner.errors import ImageError
 from captioner.image.io import ImageSource, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
+_SHOWN = 40  # characters of a text in a repr
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Caption:
-    """A sentence about a picture, and where the model looked for each word.
+    """A sentence about an image, and where the model looked for each word.
 
     Attributes:
         text: The sentence.
         words: Its T words.
         log_probs: Natural logarithm of each word's probability, then of the sentence's end.
-        score: What the search ranked by: Σ ``log_probs`` over the length penalty.
-        finished: False if the sentence was cut at ``max_length``.
-        attention: (T, H, W) fp32; each map sums to 1 and covers the whole picture.
-        candidates: All sentences the search returned, best first, this one included; samples as
-            they were drawn.
-        source: The picture as it was given.
+        score: What the search ranked by: Σ `log_probs` over the length penalty.
+        finished: False if the sentence was cut at `max_length`.
+        attention: (T, H, W) fp32; each map sums to 1 and covers the whole image.
+        source: The image as it was given.
+        candidates: All sentences the search returned, best first, this one included; samples in
+            the order drawn.
     """
 
     text: str
@@ -37,26 +45,50 @@ class Caption:
     log_probs: list[float]
     score: float
     finished: bool
-    attention: np.ndarray
-    source: ImageSource = field(repr=False)
-    candidates: tuple[Caption, ...] = field(default=(), repr=False)
+    attention: np.ndarray = field(compare=False)
+    source: ImageSource = field(compare=False)
+    candidates: tuple[Caption, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.score))
+
+    def __repr__(self) -> str:
+        return f"Caption({_short(self.text)}, score={self.score:.3g}, words={len(self.words)})"
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the sheet of `strip` for a notebook, or None if the image is gone."""
+        if not self.words:
+            return None
+        buffer = io.BytesIO()
+        try:
+            self.strip().save(buffer, "PNG")
+        except ImageError:
+            return None
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        """Return the sentence and the sheet of `strip` for a notebook."""
+        text = f"<p>{html.escape(self.text)}</p>"
+        if png := self._repr_png_():
+            text += f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        return text
 
     def overlay(self, index: int, **options: Any) -> Image.Image:
-        """The picture with the attention of word ``index`` on it (see ``visualize.overlay``)."""
+        """Draw the attention of word `index` on the image (see `visualize.overlay`)."""
         from captioner.image.visualize import overlay
 
         return overlay(open_image(self.source), self.attention[index], **options)
 
     def strip(self, **options: Any) -> Image.Image:
-        """The picture and one overlay per word, on one sheet (see ``visualize.word_strip``)."""
+        """Draw the image and one overlay per word on one sheet (see `visualize.word_strip`)."""
         from captioner.image.visualize import word_strip
 
         return word_strip(open_image(self.source), self.words, self.attention, **options)
 
     def to_dict(self, *, attention: bool = False) -> dict[str, Any]:
-        """As plain JSON values; the maps only if asked for.
+        """Return plain JSON values, with the maps only if asked for.
 
-        ``candidates`` appears when the search returned several sentences.
+        `candidates` appears when the search returned several sentences.
         """
         result: dict[str, Any] = {
             "caption": self.text,
@@ -74,26 +106,29 @@ class Caption:
         return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Failure:
-    """A picture that could not be captioned.
+    """An image that could not be captioned.
 
     Attributes:
-        source: The picture as it was given.
+        source: The image as it was given.
         error: Why, in one line.
     """
 
-    source: ImageSource = field(repr=False)
+    source: ImageSource = field(compare=False)
     error: str
 
+    def __repr__(self) -> str:
+        return f"Failure({self.error!r})"
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SentenceScore:
     """How likely the model finds a given sentence.
 
     Attributes:
         words: Its T words, as the model reads them.
-        known: Whether each is in the vocabulary; one that is not counts as ``<unk>``.
+        known: Whether each is in the vocabulary; one that is not counts as `<unk>`.
         log_probs: Natural logarithm of each word's probability, then of the sentence's end.
         total: Their sum.
         attention: (T, H, W): where the model would have looked for each word.
@@ -103,4 +138,15 @@ class SentenceScore:
     known: list[bool]
     log_probs: list[float]
     total: float
-    attention: np.ndarray
+    attention: np.ndarray = field(compare=False)
+
+    def __hash__(self) -> int:
+        return hash((*self.words, self.total))
+
+    def __repr__(self) -> str:
+        text = _short(" ".join(self.words))
+        return f"SentenceScore({text}, total={self.total:.3g}, words={len(self.words)})"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 4].rstrip() + " ...")

@@ -1,11 +1,11 @@
-"""The sentence that agrees most with all candidates: the minimum-Bayes-risk choice by CIDEr-D.
+"""Minimum Bayes risk: choose the sentence that agrees most with all candidates, by CIDEr-D.
 
-A search returns likely sentences; this one returns what most of the likely sentences say
+A search returns likely sentences; this choice returns what most of the likely sentences say
 (Kumar and Byrne 2004). With u(a, b) the CIDEr-D of a against the single reference b and w the
-weight of each candidate, the choice is argmax_a Σ_b w_b·u(a, b).
+weight of each candidate, it is argmax_a Σ_b w_b·u(a, b).
 
-All n-grams weigh the same here: a photo's candidates are no corpus to count document frequencies
-in, and those of other photos would make the choice depend on the company.
+All n-grams weigh the same: the candidates of one image are no corpus to count document frequencies
+in, and with those of other images the choice would depend on the batch.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _UNIFORM = DocumentFrequency([[[]], [[]]])  # no n-gram is known, so all count a
 
 
 def choose(candidates: Sequence[Hypothesis], options: DecodingOptions) -> list[Hypothesis]:
-    """The ``num_captions`` sentences that agree most with all candidates, best first.
+    """Return the `num_captions` sentences that agree most with all candidates, best first.
 
-    Samples count alike, since likely ones come often; beams count by their probability.
+    Samples weigh the same, since likely ones come often; beams weigh by their probability.
     """
     totals = np.array([sum(candidate.log_probs) for candidate in candidates])
     weights = np.ones(len(totals)) if options.sample else np.exp(totals - totals.max())
-    order = consensus_order([[str(i) for i in c.words] for c in candidates], weights)
+    order = mbr_order([[str(i) for i in c.words] for c in candidates], weights)
     return [candidates[place] for place in order[: options.num_captions]]
 
 
-def consensus_order(
+def mbr_order(
     sentences: Sequence[Sequence[str]], weights: Sequence[float] | np.ndarray
 ) -> list[int]:
-    """Places of the sentences by falling expected CIDEr-D; equal ones stay in order.
+    """Return the indices of sentences by falling expected CIDEr-D; equal ones stay in order.
 
     Args:
-        sentences: Candidates for one photo, as words.
+        sentences: Candidates for one image, as words.
         weights: How much each counts as a reference, at least 0.
     """
     count = len(sentences)

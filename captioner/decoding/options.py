@@ -1,11 +1,11 @@
-"""What a search is asked to do: one immutable, checked set of options for all kinds of search."""
+"""Decoding options: one immutable, checked set for every kind of search."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from captioner.errors import ConfigError
@@ -17,44 +17,43 @@ LengthPenalty: TypeAlias = "float | Literal['average']"
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """How to search: by beams, or with ``sample`` by drawing words.
+    """How to search: by beams or, with `sample`, by drawing words.
 
     Attributes:
-        beam: K, beams per photo, all groups together; of no use in sampling.
-        num_captions: How many sentences to return per photo; at most K, in sampling any number.
-        max_length: Most words of a sentence.
+        beam: K, beams per image, all groups together; unused in sampling. None takes 3, or as many
+            as sentences are asked for.
+        num_captions: How many sentences to return per image; at most K, in sampling any number.
         min_length: Fewest words of a sentence.
+        max_length: Most words of a sentence.
         length_penalty: α of the score log P / ((5 + n) / 6)^α over n tokens with END
             (Wu et al. 2016, Eq. 14); 0 ranks by plain probability, larger values favour longer
-            sentences. ``"average"`` is log P / n.
-        banned: Ids that are never produced; PAD and START are not in any case.
-        required: Ids that every sentence contains (constrained beam search,
-            :mod:`captioner.decoding.beam_search`).
+            sentences. `"average"` is log P / n.
         no_repeat_ngram: N: no sequence of N words occurs twice in a sentence; 0 for no limit.
-        groups: Of beams, each of which avoids the words that the others choose at the same place
-            (diverse beam search, Vijayakumar et al. 2016). K must be a multiple.
-        diversity: λ, how much log-probability each beam of an earlier group that chose a word
-            takes from it.
+        groups: Number of groups of beams, each of which avoids the words that the earlier groups
+            choose at the same place (diverse beam search, Vijayakumar et al. 2016; `--diverse` on
+            the command line). K must be a multiple.
+        diversity: λ, the log-probability that a word loses for each beam of an earlier group that
+            chose it.
         sample: Draw words at random instead of searching for the likeliest sentence.
-        temperature: Divides log-probabilities before drawing: below 1 likely words gain.
-        top_k: Draw among so many likeliest words only; 0 for all.
+        temperature: Divides log-probabilities before a draw: below 1, likely words gain.
+        top_k: Draw among this many likeliest words only; 0 for all.
         top_p: Draw among the fewest likeliest words that have this probability together
             (Holtzman et al. 2020).
-        seed: Of the draws.
+        seed: Seed of the draws; each image has a random stream of its own.
         mbr: Number of sentences to search, from which the caller takes those that agree most with
-            the others (minimum Bayes risk, :mod:`captioner.decoding.mbr`); 0 for none.
+            the others (minimum Bayes risk, `captioner.decoding.mbr`); 0 for none.
+        banned: Ids that are never produced; PAD and START never are in any case.
+        required: Ids that every sentence contains (constrained beam search).
 
     Raises:
         ConfigError: A value is impossible, or two contradict each other.
     """
 
-    beam: int = 3
+    beam: int | None = None
     num_captions: int = 1
-    max_length: int = 24
     min_length: int = 1
+    max_length: int = 24
     length_penalty: LengthPenalty = 0.0
-    banned: Sequence[int] = SPECIALS
-    required: Sequence[int] = ()
     no_repeat_ngram: int = 0
     groups: int = 1
     diversity: float = 0.5
@@ -64,6 +63,8 @@ class DecodingOptions:
     top_p: float = 1.0
     seed: int = 0
     mbr: int = 0
+    banned: Sequence[int] = SPECIALS
+    required: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         for wrong, message in self._contradictions():
@@ -71,13 +72,14 @@ class DecodingOptions:
                 raise ConfigError(message)
 
     def _contradictions(self) -> Iterable[tuple[bool, str]]:
-        """Everything that can be wrong: (whether it is, what to say)."""
+        """Yield everything that can be wrong: whether it is, and what to say."""
         for name, least in (
-            *(("beam", 1), ("num_captions", 1), ("max_length", 1), ("min_length", 0)),
-            *(("no_repeat_ngram", 0), ("groups", 1), ("top_k", 0), ("mbr", 0)),
+            *(("groups", 1), ("beam", 1), ("num_captions", 1), ("max_length", 1)),
+            *(("min_length", 0), ("no_repeat_ngram", 0), ("top_k", 0), ("mbr", 0)),
         ):
             value = getattr(self, name)
-            yield value < least, f"{name} must be at least {least}, not {value}"
+            if value is not None:
+                yield value < least, f"{name} must be at least {least}, not {value}"
         shortest, longest = self.min_length, self.max_length
         yield shortest > longest, f"min_length {shortest} is above max_length {longest}"
         penalty = self.length_penalty
@@ -101,11 +103,19 @@ class DecodingOptions:
             return
         drawing = (self.temperature, self.top_k, self.top_p) != (1, 0, 1)
         yield drawing, "temperature, top_k and top_p are for sampling: add sample"
-        yield wanted > self.beam, f"{wanted} sentences need beam {wanted} or more, not {self.beam}"
-        share = f"beam {self.beam} cannot be shared by {self.groups} groups: take a multiple"
-        yield self.beam % self.groups > 0, share
+        beams = self.beams
+        yield wanted > beams, f"{wanted} sentences need beam {wanted} or more, not {beams}"
+        share = f"beam {beams} cannot be shared by {self.groups} groups: take a multiple"
+        yield beams % self.groups > 0, share
         diversity = f"diversity {self.diversity} is not 0 or above"
         yield not 0 <= self.diversity < math.inf, diversity
+
+    @property
+    def beams(self) -> int:
+        """K: `beam`, or by default 3 or the number of sentences, shared evenly by the groups."""
+        if self.beam is not None:
+            return self.beam
+        return -(-max(3, self.candidates) // self.groups) * self.groups
 
     @property
     def candidates(self) -> int:
@@ -115,34 +125,51 @@ class DecodingOptions:
     @property
     def width(self) -> int:
         """Beams of one group."""
-        return self.beam // self.groups
+        return self.beams // self.groups
 
     def divisor(self, tokens: int) -> float:
-        """What log P of a sentence of so many tokens is divided by."""
+        """Return what log P of a sentence of this many tokens is divided by."""
         if self.length_penalty == "average":
             return float(tokens)
         return float(((5 + tokens) / 6) ** self.length_penalty)
 
     def largest_divisor(self, tokens: int) -> float:
-        """The largest one that a sentence of at least so many tokens can have."""
+        """Return the largest divisor of a sentence of at least this many tokens."""
         grows = self.length_penalty == "average" or self.length_penalty > 0
         return self.divisor(self.max_length + 1 if grows else tokens)
 
 
-def search_options(
-    vocabulary: Vocabulary, *, ban: Iterable[str] = (), require: Iterable[str] = (), **search: Any
+OPTION_NAMES = tuple(
+    field.name for field in fields(DecodingOptions) if field.name not in ("banned", "required")
+)
+"""The options that take numbers, as in Python, on the command line and in results files."""
+WORD_OPTIONS = ("ban", "require")
+"""The options that take words, which `decoding_options` turns into ids."""
+_ALSO_CALLED = {"diverse": "groups", "captions": "num_captions", "n": "num_captions"}
+
+
+def decoding_options(
+    vocabulary: Vocabulary, *, ban: Iterable[str] = (), require: Iterable[str] = (), **options: Any
 ) -> DecodingOptions:
-    """Options with words instead of ids.
+    """Make decoding options, with words instead of ids.
 
     Args:
-        vocabulary: The model's.
+        vocabulary: The model's vocabulary.
         ban: Words that no sentence contains; one that the model does not know changes nothing.
         require: Words that every sentence contains.
-        **search: Further fields of :class:`DecodingOptions`.
+        **options: Further fields of `DecodingOptions`.
 
     Raises:
-        ConfigError: A word is none, is not known to the model, or is both banned and required.
+        ConfigError: An option is unknown, impossible or contradicts another; a word is not a single
+            word, is not known to the model, or is both banned and required.
     """
+    known = [field.name for field in fields(DecodingOptions)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *WORD_OPTIONS], 1, 0.5)
+            near = [_ALSO_CALLED[name]] if name in _ALSO_CALLED else near
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"unknown decoding option {name!r}: {hint}")
     if isinstance(ban, str) or isinstance(require, str):
         raise ConfigError("ban and require take lists of words, not one text")
     banned = [word for word in map(_one_word, ban) if word in vocabulary]
@@ -156,15 +183,15 @@ def search_options(
             raise ConfigError(f"the word {word!r} is banned and required")
     return DecodingOptions(
         **{
-            **search,
-            "banned": (*search.get("banned", SPECIALS), *vocabulary.encode(banned)),
-            "required": (*search.get("required", ()), *vocabulary.encode(required)),
+            **options,
+            "banned": (*options.get("banned", SPECIALS), *vocabulary.encode(banned)),
+            "required": (*options.get("required", ()), *vocabulary.encode(required)),
         }
     )
 
 
 def _one_word(text: str) -> str:
-    """A word as the model reads it."""
+    """Return a word as the model reads it."""
     words = tokenize(text)
     if len(words) != 1:
         raise ConfigError(f"{text!r} is not one word: ban or require its words one by one")
