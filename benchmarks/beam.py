@@ -24,6 +24,7 @@ from photos import photo_files
 from textbook_beam import textbook_beam_search
 
 from captioner.api import Captioner
+from captioner.backends.torch import TorchStepper
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.options import DecodingOptions
 from captioner.models.encoder import Grid
@@ -51,7 +52,7 @@ def main() -> None:
         grids = encode(captioner, files, options.batch)
     print(
         f"{len(files)} photos ({len(set(files))} different) a round, {options.rounds} rounds, "
-        f"batch {options.batch}, fp32, {captioner.device}, {torch.get_num_threads()} threads"
+        f"batch {options.batch}, fp32, {options.device}, {torch.get_num_threads()} threads"
     )
     search = DecodingOptions(beam=options.beam, max_length=options.max_length)
     print(f"beam {options.beam}")
@@ -62,7 +63,7 @@ def main() -> None:
 def encode(captioner: Captioner, files: Sequence[Path], batch: int) -> list[Grid]:
     """Features of the photos, batch by batch."""
     return [
-        captioner.encode(np.stack([captioner.read(file) for file in part]))
+        captioner.torch_backend.features(np.stack([captioner.read(file) for file in part]))
         for part in parts(list(files), batch)
     ]
 
@@ -80,7 +81,7 @@ def compare(
 
     def one_batch(grid: Grid) -> list[list[int]]:
         with torch.no_grad():  # a thread's own setting
-            found = beam_search(decoder, decoder.remember(grid), search)
+            found = beam_search(TorchStepper(decoder, decoder.remember(grid)), search)
         return [sentences[0].words for sentences in found]
 
     def batched() -> list[list[int]]:
@@ -109,7 +110,7 @@ def compare(
         ]
 
     ways: dict[str, Callable[[], list[list[int]]]] = {"textbook": textbook, "batched": batched}
-    if captioner.device.type == "cpu" and len(grids) > 1:
+    if captioner.torch_backend.device.type == "cpu" and len(grids) > 1:
         ways["batch per thread"] = batch_per_thread
     captions = {name: way() for name, way in ways.items()}  # the first call allocates
     pairs = list(zip(*captions.values(), strict=True))
@@ -122,7 +123,7 @@ def compare(
         for name, way in ways.items():
             start, processor = time.perf_counter(), time.process_time()
             way()
-            synchronize(captioner.device)
+            synchronize(captioner.torch_backend.device)
             wall[name].append(len(pairs) / (time.perf_counter() - start))
             busy[name].append(1000 * (time.process_time() - processor) / len(pairs))
     slowest = statistics.median(wall["textbook"])

@@ -26,6 +26,7 @@ import torch
 from photos import photo_files
 
 from captioner.api import DEFAULT_WEIGHTS, Caption, Captioner
+from captioner.backends.torch import TorchStepper
 from captioner.checkpoint import Header
 from captioner.config import AttentionConfig, DecoderConfig, ModelConfig
 from captioner.decoding.beam_search import beam_search
@@ -85,7 +86,8 @@ def measure(
     """Print the two speeds, their ratio and the cost of each stage."""
     pixels = [np.stack([captioner.read(f) for f in part]) for part in parts(files[:256], batch)]
     images = [
-        captioner.preprocess.normalize(torch.from_numpy(p).to(captioner.device)) for p in pixels
+        captioner.preprocess.normalize(torch.from_numpy(p).to(captioner.torch_backend.device))
+        for p in pixels
     ]
     lengths: list[int] = []
 
@@ -98,10 +100,10 @@ def measure(
             lengths.append(len(result.words))
 
     def encode() -> None:
-        with trunk_autocast(captioner.device, captioner.precision):
+        with trunk_autocast(captioner.torch_backend.device, captioner.torch_backend.precision):
             for ready in images:
                 captioner.model.encoder(ready)
-        synchronize(captioner.device)
+        synchronize(captioner.torch_backend.device)
 
     speed = {
         "files to captions": (pipeline, len(files)),
@@ -118,7 +120,7 @@ def measure(
             busy[name].append(1000 * processor / count)
     print(
         f"{len(files)} photos a round, {rounds} rounds, batch {batch}, beam {search.beam}, "
-        f"{statistics.mean(lengths):.1f} words a caption, {captioner.device}, "
+        f"{statistics.mean(lengths):.1f} words a caption, {captioner.torch_backend.device}, "
         f"{torch.get_num_threads()} threads"
     )
     for name, values in wall.items():
@@ -136,18 +138,18 @@ def breakdown(
     captioner: Captioner, files: list[Path], images: torch.Tensor, search: DecodingOptions
 ) -> None:
     """Print the milliseconds a photo of each stage by itself, on one batch."""
-    with autocast(captioner.device, captioner.precision):
-        with trunk_autocast(captioner.device, captioner.precision):
+    with autocast(captioner.torch_backend.device, captioner.torch_backend.precision):
+        with trunk_autocast(captioner.torch_backend.device, captioner.torch_backend.precision):
             grid = captioner.model.encoder(images)
         memory = captioner.model.decoder.remember(grid)
 
         def decode() -> None:
-            beam_search(captioner.model.decoder, memory, search)
+            beam_search(TorchStepper(captioner.model.decoder, memory), search)
 
         def encode() -> None:
-            with trunk_autocast(captioner.device, captioner.precision):
+            with trunk_autocast(captioner.torch_backend.device, captioner.torch_backend.precision):
                 captioner.model.encoder(images)
-            synchronize(captioner.device)
+            synchronize(captioner.torch_backend.device)
 
         def read() -> None:
             for file in files:
@@ -164,7 +166,9 @@ def agreement(captioner: Captioner, files: list[Path], search: DecodingOptions, 
     texts = {}
     precisions: tuple[Precision, ...] = ("fp32", "auto", "bf16")
     for precision in precisions:
-        other = Captioner(captioner.model, captioner.header, str(captioner.device), precision)
+        other = Captioner(
+            captioner.model, captioner.header, str(captioner.torch_backend.device), precision
+        )
         results = other.stream(
             dict.fromkeys(files), batch_size=batch, beam=search.beam, max_length=search.max_length
         )

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
 
-from captioner.backends.base import Backend, BackendName, Precision, Stepper
+from captioner.backends.base import Backend, BackendName, Stepper
 from captioner.checkpoint import Header
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.hypothesis import EnsembleStepper, Hypothesis, score_words
@@ -35,9 +35,11 @@ from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.image.io import ImageSource, open_image
 from captioner.outputs import Caption, Failure, SentenceScore
 from captioner.tokenizer import Vocabulary, detokenize, tokenize
+from captioner.utils.device import Precision
 from captioner.utils.parallel import map_ahead
 
 if TYPE_CHECKING:
+    from captioner.backends.torch import TorchBackend
     from captioner.models.caption_model import CaptionModel
 
 __all__ = ["DEFAULT_WEIGHTS", "Caption", "Captioner", "Ensemble", "Failure", "SentenceScore"]
@@ -116,7 +118,7 @@ class Captioner:
             raise CheckpointError("this installation ships no default model: name a model file")
         path = DEFAULT_WEIGHTS if path is None else Path(path)
         if backend == "onnx":
-            from captioner.backends.onnx import OnnxBackend
+            from captioner.backends.onnx import OnnxBackend  # type: ignore[import-untyped]
 
             return cls.from_backend(OnnxBackend(path))
         if backend not in ("auto", "torch"):
@@ -138,16 +140,24 @@ class Captioner:
         return self.backends[0]
 
     @property
-    def model(self) -> CaptionModel:
-        """The network in PyTorch.
+    def torch_backend(self) -> TorchBackend:
+        """The (first) model in PyTorch, for what needs gradients or parameters.
 
         Raises:
             ConfigError: Another backend is in use.
         """
-        model = getattr(self.backend, "model", None)
-        if model is None:
+        if self.backend.name != "torch":
             raise ConfigError("this needs the model in PyTorch: load it with backend='torch'")
-        return cast("CaptionModel", model)
+        return cast("TorchBackend", self.backend)
+
+    @property
+    def model(self) -> CaptionModel:
+        """The (first) network in PyTorch.
+
+        Raises:
+            ConfigError: Another backend is in use.
+        """
+        return self.torch_backend.model
 
     @overload
     def __call__(self, images: ImageSource, **options: Any) -> Caption: ...

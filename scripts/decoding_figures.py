@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,9 @@ from captioner.data.annotations import read_captions
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.mbr import choose
 from captioner.decoding.options import DecodingOptions
-from captioner.decoding.sampling import photo_key, sample
+from captioner.decoding.sampling import image_key, sample
 from captioner.metrics.coco_caption import score_captions
-from captioner.models.encoder import Grid
 from captioner.tokenizer import tokenize
-from captioner.utils.device import autocast
 
 BATCH = 32
 WAYS = {
@@ -59,20 +58,20 @@ def main() -> None:
     torch.set_num_threads(1)
     captioner = Captioner.from_pretrained(options.model)
     examples = read_captions(options.captions, options.images)[: options.photos]
-    grids, keys = [], []
+    memories, keys = [], []
     for start in range(0, len(examples), BATCH):
         squares = [captioner.read(example.image) for example in examples[start : start + BATCH]]
-        keys.append([photo_key(square.tobytes()) for square in squares])
-        grids.append(captioner.encode(np.stack(squares)))
+        keys.append([image_key(square.tobytes()) for square in squares])
+        memories.append(captioner.encode(np.stack(squares)))
     references = [example.captions for example in examples]
     print(f"{len(examples)} photos\n")
     print("| | CIDEr-D | BLEU-4 | words | said of one photo only | cost |")
     print("|---|---:|---:|---:|---:|---:|")
-    decode(captioner, grids[:1], keys[:1], DecodingOptions())  # the first call allocates
+    decode(captioner, memories[:1], keys[:1], DecodingOptions())  # the first call allocates
     greedy = 0.0
     for name, search in WAYS.items():
         start = time.process_time()
-        captions = decode(captioner, grids, keys, search)
+        captions = decode(captioner, memories, keys, search)
         cost = time.process_time() - start
         greedy = greedy or cost
         scores = score_captions([tokenize(text) for text in captions], references).summary()
@@ -86,26 +85,24 @@ def main() -> None:
     print(f"\ngreedy: {1000 * greedy / len(examples):.1f} ms of processor a photo")
 
 
-@torch.no_grad()
 def decode(
     captioner: Captioner,
-    grids: Sequence[Grid],
+    memories: Sequence[Any],
     keys: Sequence[Sequence[int]],
     search: DecodingOptions,
 ) -> list[str]:
-    """The best caption of every photo."""
-    decoder = captioner.model.decoder
+    """The best caption of every image."""
     captions = []
-    for grid, photos in zip(grids, keys, strict=True):
-        with autocast(captioner.device, captioner.precision):
-            memory = decoder.remember(grid)
+    for memory, images in zip(memories, keys, strict=True):
+        with captioner.backend.inference():
+            stepper = captioner.backend.stepper(memory)
             if search.sample:
-                found = sample(decoder, memory, search, photos)
+                found = sample(stepper, search, images)
             else:
-                found = beam_search(decoder, memory, search)
+                found = beam_search(stepper, search)
         if search.mbr:
             found = [choose(sentences, search) for sentences in found]
-        captions += [captioner.caption("photo", sentences).text for sentences in found]
+        captions += [captioner.to_caption("photo", sentences).text for sentences in found]
     return captions
 
 

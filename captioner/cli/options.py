@@ -6,16 +6,11 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from captioner.batch import FORMATS
+from captioner.decoding.options import OPTION_NAMES, WORD_OPTIONS, DecodingOptions
 from captioner.errors import ConfigError
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
-
-_SEARCH = (
-    *("beam", "num_captions", "min_length", "max_length", "length_penalty", "no_repeat_ngram"),
-    *("groups", "sample", "temperature", "top_k", "top_p", "seed", "mbr"),
-)
-_WORDS = ("ban", "require")
 
 
 def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
@@ -180,7 +175,7 @@ def given_search_options(arguments: argparse.Namespace) -> list[str]:
     flags = {"groups": "diverse"}
     return [
         "--" + flags.get(name, name).replace("_", "-")
-        for name in (*_SEARCH, *_WORDS)
+        for name in (*OPTION_NAMES, *WORD_OPTIONS)
         if getattr(arguments, name, None) is not None
     ]
 
@@ -191,21 +186,15 @@ def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: They contradict each other.
     """
-    from captioner.decoding.options import DecodingOptions
-
-    given = {name: getattr(arguments, name, None) for name in (*_SEARCH, *_WORDS)}
+    given = {name: getattr(arguments, name, None) for name in (*OPTION_NAMES, *WORD_OPTIONS)}
     options = {name: value for name, value in given.items() if value is not None}
-    wanted = max(options.get("num_captions", 1), options.get("mbr", 1))
-    if options.get("sample"):
-        if "beam" in options:
-            raise ConfigError("--beam and --sample are two ways to search: choose one")
-    elif "beam" not in options:
-        groups = options.get("groups", 1)
-        options["beam"] = -(-max(3, wanted) // groups) * groups  # shared evenly
-    elif wanted > options["beam"]:
-        option = "mbr" if wanted == options.get("mbr") else "num-captions"
-        raise ConfigError(f"--{option} {wanted} needs --beam {wanted} or more")
-    DecodingOptions(**{name: value for name, value in options.items() if name not in _WORDS})
+    if options.get("sample") and "beam" in options:
+        raise ConfigError("--beam and --sample are two ways to search: choose one")
+    checked = DecodingOptions(
+        **{name: value for name, value in options.items() if name not in WORD_OPTIONS}
+    )
+    if not checked.sample:  # written down with the results, for `--resume`
+        options.setdefault("beam", checked.beams)
     return options
 
 
@@ -220,7 +209,7 @@ def load_captioner(arguments: argparse.Namespace) -> Captioner:
     options = {"device": arguments.device, "precision": arguments.precision}
     paths = arguments.model if isinstance(arguments.model, list) else [arguments.model]
     if len(paths) > 1:
-        from captioner.ensemble import Ensemble
+        from captioner.api import Ensemble
 
         return Ensemble.load(paths, **options)
 

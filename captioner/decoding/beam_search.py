@@ -157,10 +157,7 @@ def _choose(log_probs: np.ndarray, live: Beams, options: DecodingOptions) -> _Ch
         alive = (scores > -np.inf) & (words != Vocabulary.END)
         np.add.at(uses, (np.arange(images)[:, None], words), alive)
     return _Choice(
-        *(
-            np.stack(parts, 1).reshape(images * groups, -1)  # type: ignore[call-overload]
-            for parts in zip(*each, strict=True)
-        )
+        *(np.stack(parts, 1).reshape(images * groups, -1) for parts in zip(*each, strict=True))
     )
 
 

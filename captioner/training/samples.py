@@ -14,9 +14,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from captioner.backends.torch import TorchStepper
 from captioner.config import Config
 from captioner.data.annotations import Example
 from captioner.decoding.beam_search import beam_search
@@ -117,7 +117,7 @@ def _caption(
     images = preprocess.normalize(torch.from_numpy(square[None]).to(device))  # (1, 3, S, S)
     with autocast(device, config.optim.precision):
         memory = model.decoder.remember(model.encoder(images))
-        ((best, *_),) = beam_search(model.decoder, memory, options)
+        ((best, *_),) = beam_search(TorchStepper(model.decoder, memory), options)
     words = vocabulary.decode(best.words)
     return Caption(
         text=detokenize(words),
@@ -125,6 +125,6 @@ def _caption(
         log_probs=best.log_probs,
         score=best.score,
         finished=best.finished,
-        attention=np.asarray(best.attention).reshape(-1, *memory.size),  # (T, H, W)
+        attention=best.attention.reshape(-1, *memory.size),  # (T, H, W)
         source=path,
     )

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.backends.torch import TorchStepper
 from captioner.config import LossConfig
 from captioner.data.dataset import CaptionBatch
-from captioner.decoding.greedy import greedy_search
+from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import DecodingOptions
-from captioner.decoding.sampling import photo_key, sample
-from captioner.decoding.stepper import Hypothesis
+from captioner.decoding.sampling import greedy_search, image_key, sample
 from captioner.image.transforms import Preprocess
 from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.models.caption_model import CaptionModel
@@ -81,15 +81,16 @@ class SelfCritical(Objective):
         options = DecodingOptions(
             sample=True, num_captions=config.draws, max_length=self.max_length, seed=step
         )
-        keys = [photo_key(str(index).encode()) for index in batch.indices.tolist()]
+        keys = [image_key(str(index).encode()) for index in batch.indices.tolist()]
         drawn = [
             [sentence_ids(found) for found in sentences]
-            for sentences in sample(decoder, memory, options, keys)
+            for sentences in sample(TorchStepper(decoder, memory), options, keys)
         ]
         baseline = None
         if config.baseline == "greedy":
             options = DecodingOptions(beam=1, max_length=self.max_length)
-            baseline = [[sentence_ids(one)] for one in greedy_search(decoder, memory, options)]
+            found = greedy_search(TorchStepper(decoder, memory), options)
+            baseline = [[sentence_ids(one)] for one in found]
         decoder.train(training)
         references = reference_ids(batch)
         judged = self._pool.submit(advantages, drawn, baseline, references, self.frequency)

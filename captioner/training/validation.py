@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from captioner.backends.torch import TorchStepper
 from captioner.config import Config
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.options import DecodingOptions
@@ -55,10 +56,10 @@ def validate(
                 pictures if isinstance(pictures, list) else model.encoder.forward_features(pictures)
             )
             memory = model.decoder.remember(model.encoder.forward_neck(stages))
-            found = beam_search(model.decoder, memory, options)
+            found = beam_search(TorchStepper(model.decoder, memory), options)
         for best, *_ in found:
             captions.append(vocabulary.decode(best.words))
-            maps = best.attention  # (T, L)
+            maps = torch.from_numpy(best.attention)  # (T, L)
             entropy = -torch.special.xlogy(maps, maps).sum(-1) / math.log(maps.shape[-1])
             entropies += entropy.tolist()
             sums.add(maps)

@@ -5,10 +5,9 @@ import json
 import pytest
 from helpers.tiny_files import WORDS, make_photos, save_model
 
-from captioner.api import Captioner
+from captioner.api import Captioner, Ensemble
 from captioner.checkpoint import load_checkpoint, save_checkpoint
 from captioner.cli import main as cli
-from captioner.ensemble import Ensemble
 from captioner.errors import ConfigError
 from captioner.tokenizer import Vocabulary
 

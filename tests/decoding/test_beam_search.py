@@ -5,13 +5,19 @@ import math
 
 import pytest
 import torch
-from helpers.searches import END, assert_same, photo, teacher_forced, with_end_bias
+from helpers.searches import (
+    END,
+    assert_same,
+    beam_search,
+    greedy_search,
+    photo,
+    teacher_forced,
+    with_end_bias,
+)
 from helpers.tiny import SPECIALS, make_decoder, make_grid
 
-from captioner.decoding.beam_search import beam_search
-from captioner.decoding.greedy import greedy_search
+from captioner.backends.torch import TorchStepper
 from captioner.decoding.options import DecodingOptions
-from captioner.decoding.stepper import Stepper
 from captioner.errors import ConfigError
 from captioner.models.attention import Memory
 from captioner.models.decoder import State, StepOutput
@@ -166,8 +172,10 @@ def test_company_changes_nothing(beam, monkeypatch):
     """A photo alone, in a batch, in any order: the same sentences, maps and scores."""
     decoder, memory = varied()
     left = []
-    keep = Stepper.keep
-    monkeypatch.setattr(Stepper, "keep", lambda self, stay: (left.append(1), keep(self, stay))[1])
+    keep = TorchStepper.keep
+    monkeypatch.setattr(
+        TorchStepper, "keep", lambda self, stay: (left.append(1), keep(self, stay))[1]
+    )
     options = DecodingOptions(beam=beam, num_captions=beam, max_length=12)
     together = beam_search(decoder, memory, options)
     assert left, "no photo left the batch early: the test tests nothing"

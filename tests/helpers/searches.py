@@ -1,11 +1,35 @@
 """Decoders and checks for the tests of searches."""
 
+import numpy as np
 import pytest
 import torch
 
+from captioner.backends.torch import TorchStepper
+from captioner.decoding import beam_search as beams
+from captioner.decoding import sampling
+from captioner.decoding.hypothesis import EnsembleStepper
 from captioner.tokenizer import Vocabulary
 
 END = Vocabulary.END
+
+
+def make_stepper(decoder, memory):
+    """At the start of the memory's images; of lists, an ensemble."""
+    if isinstance(decoder, list):
+        return EnsembleStepper([TorchStepper(*pair) for pair in zip(decoder, memory, strict=True)])
+    return TorchStepper(decoder, memory)
+
+
+def beam_search(decoder, memory, options=None):
+    return beams.beam_search(make_stepper(decoder, memory), options)
+
+
+def greedy_search(decoder, memory, options=None):
+    return sampling.greedy_search(make_stepper(decoder, memory), options)
+
+
+def sample(decoder, memory, options, keys):
+    return sampling.sample(make_stepper(decoder, memory), options, keys)
 
 
 def with_end_bias(decoder, bias):
@@ -20,11 +44,11 @@ def teacher_forced(decoder, memory, words, ends=True):
     ids = [Vocabulary.START, *words, END]
     targets = len(words) + ends
     if not targets:
-        return [], torch.zeros(0, memory.values.shape[1])
+        return [], np.zeros((0, memory.values.shape[1]), np.float32)
     with torch.no_grad():
         result = decoder(memory, torch.tensor([[ids]]), torch.tensor([[targets]]))
     log_probs = result.logits.log_softmax(-1)[range(targets), ids[1 : targets + 1]]
-    return log_probs.tolist(), result.attention[0, 0, : len(words)]
+    return log_probs.tolist(), result.attention[0, 0, : len(words)].numpy()
 
 
 def photo(memory, index):
@@ -37,4 +61,4 @@ def assert_same(found, expected):
         assert one.words == other.words
         assert one.finished == other.finished
         assert one.score == pytest.approx(other.score, abs=1e-4)
-        torch.testing.assert_close(one.attention, other.attention)
+        np.testing.assert_allclose(one.attention, other.attention, rtol=1e-5, atol=1e-5)

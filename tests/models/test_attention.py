@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.searches import beam_search, greedy_search
 from helpers.tiny import FEATURES, SIDE, make_captions, make_decoder, make_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.config import AttentionConfig
-from captioner.decoding.beam_search import beam_search
-from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import DecodingOptions
 from captioner.errors import ConfigError
 from captioner.models import additive_attention as additive

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from helpers.searches import beam_search
 from helpers.tiny import MODEL
 from helpers.tiny_files import WORDS, make_photos
 from PIL import Image
@@ -13,7 +14,6 @@ from PIL import Image
 from captioner.checkpoint import load_checkpoint
 from captioner.config import Config, LogConfig, OptimConfig, ValidationConfig
 from captioner.data.annotations import Example
-from captioner.decoding.beam_search import beam_search
 from captioner.decoding.options import DecodingOptions
 from captioner.tokenizer import detokenize
 from captioner.training.samples import spread, write_samples

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.pictures import write_pictures
+from helpers.searches import sample
 from helpers.tiny import make_captions, make_decoder, make_grid
 from helpers.trainings import recipe
 
 from captioner.config import LossConfig
 from captioner.data.dataset import CaptionBatch
 from captioner.decoding.options import DecodingOptions
-from captioner.decoding.sampling import photo_key, sample
+from captioner.decoding.sampling import image_key
 from captioner.errors import ConfigError
 from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.tokenizer import Vocabulary
@@ -111,7 +112,7 @@ def test_the_loss_is_reinforce(frequency):
     decoder.eval()
     memory = decoder.remember(make_grid(3))
     options = DecodingOptions(sample=True, num_captions=4, max_length=6, seed=3)
-    found = sample(decoder, memory, options, [photo_key(str(i).encode()) for i in range(3)])
+    found = sample(decoder, memory, options, [image_key(str(i).encode()) for i in range(3)])
     drawn = [[sentence_ids(one) for one in photo] for photo in found]
     rewards, better = advantages(drawn, None, reference_ids(batch), frequency)
     # The first word is never END, and PAD, START and UNK never come: the loss renormalises for

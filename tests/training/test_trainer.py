@@ -8,12 +8,11 @@ import pytest
 import torch
 import yaml
 from helpers.pictures import draw, scenes, sentences, write_pictures
+from helpers.searches import beam_search, greedy_search
 from helpers.trainings import Interrupt, log_lines, recipe, same
 
 from captioner.checkpoint import load_checkpoint, load_weights, read_header
 from captioner.config import Config, load_config, to_dict
-from captioner.decoding.beam_search import beam_search
-from captioner.decoding.greedy import greedy_search
 from captioner.decoding.options import DecodingOptions
 from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.tokenizer import tokenize
