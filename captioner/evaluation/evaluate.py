@@ -156,7 +156,7 @@ def evaluate(
     from tqdm import tqdm
 
     _check(examples)
-    if (deletions or (instances and saliency)) and len(captioner.members) > 1:
+    if (deletions or (instances and saliency)) and len(captioner.backends) > 1:
         if deletions:
             raise ConfigError(
                 "the deletion check (--faithfulness) measures one model, not an ensemble: "
@@ -284,7 +284,7 @@ class _AttentionProbe:
             return
         captioner = self._captioner  # encoded once more: the grids of a batch are not kept
         with torch.no_grad():
-            grid = captioner.encode(captioner.read(caption.source)[None])
+            grid = captioner.torch_backend.features(captioner.read(caption.source)[None])
         grid = Grid(grid.features.float(), grid.size)
         ids = captioner.vocabulary.encode(caption.words)
         maps = saliency_maps(captioner.model.decoder, grid, ids).cpu().numpy()  # (T, L)
