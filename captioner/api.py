@@ -118,7 +118,7 @@ class Captioner:
             raise CheckpointError("this installation ships no default model: name a model file")
         path = DEFAULT_WEIGHTS if path is None else Path(path)
         if backend == "onnx":
-            from captioner.backends.onnx import OnnxBackend  # type: ignore[import-untyped]
+            from captioner.backends.onnx import OnnxBackend
 
             return cls.from_backend(OnnxBackend(path))
         if backend not in ("auto", "torch"):

@@ -45,7 +45,7 @@ class Speaker:
     """Says what it is told to, with uniform maps; stands in for a captioner."""
 
     vocabulary = Vocabulary((*Vocabulary.SPECIALS, *WORDS.split()))
-    members = (None,)
+    backends = (None,)
 
     def __init__(self, *texts, finished=True):
         self.texts, self.finished = texts, finished
