@@ -195,20 +195,21 @@ class RequestGuard:
             except asyncio.TimeoutError:
                 raise _RefusedError("This took too long: send it once more.", 408) from None
             complete = not message.get("more_body", False)
-            self._since += len(message.get("body", b""))
-            await self._check_room()
+            size = len(message.get("body", b""))
+            self._since += size
+            await self._check_room(size)
             return message
 
         return limited if scope["method"] not in _READING else receive
 
-    async def _measure(self) -> None:
-        since = self._since  # what arrives meanwhile may or may not be on the disk: it stays
+    async def _measure(self, unwritten: int = 0) -> None:
+        since = self._since - unwritten  # what arrives meanwhile is counted beside the disk, too
         self._on_disk = await asyncio.to_thread(disk_usage, get_upload_folder())
         self._since -= since
 
-    async def _check_room(self) -> None:
+    async def _check_room(self, unwritten: int = 0) -> None:
         if self._on_disk + self._since > MAX_DISK_BYTES:
-            await self._measure()  # other files may have been deleted
+            await self._measure(unwritten)  # other files may have been deleted
             if self._on_disk + self._since > MAX_DISK_BYTES:
                 raise _RefusedError(_NO_ROOM, 507)
 
