@@ -1,7 +1,8 @@
-"""How one result becomes one record of a file, and how a record of an earlier run is read back.
+"""Rows and records: how a result is written to a file, and how a resumed run reads it back.
 
-A record is written in one piece and ends with a line end, so what an interrupted run left behind is
-a whole number of records and at most one torn end.
+A *row* is a dict of JSON values (`to_row`); a *record* is the text of a row in one format. A record
+is written in one piece and ends with a line end, so an interrupted run leaves a whole number of
+records and at most one incomplete record behind them.
 """
 
 from __future__ import annotations
@@ -15,13 +16,30 @@ from typing import IO, Any, NamedTuple
 
 from captioner.batch.item import Item, Result, escaped
 from captioner.data.fields import coco_image_id, id_key
+from captioner.outputs import Failure
 
 
-class Kept(NamedTuple):
-    """What a record of an earlier run says.
+def to_row(item: Item, result: Result, *, attention: bool = False) -> dict[str, Any]:
+    """Return a result as a row: `image`, `id` if there is one, then `error` or the caption.
+
+    Args:
+        item: The image.
+        result: Its caption or failure.
+        attention: Add the attention maps.
+    """
+    row: dict[str, Any] = {"image": item.name}
+    if item.id is not None:
+        row["id"] = item.id
+    if isinstance(result, Failure):
+        return {**row, "error": result.error}
+    return {**row, **result.to_dict(attention=attention)}
+
+
+class PreviousResult(NamedTuple):
+    """The result of an earlier run for one image.
 
     Attributes:
-        name: The photo, as `Format.name` writes it.
+        name: The image, as `Format.name` writes it.
         error: Why it has no caption, if it has none.
     """
 
@@ -30,126 +48,109 @@ class Kept(NamedTuple):
 
 
 class Format(ABC):
-    """Records of one kind.
+    """Turns rows into records.
 
     Attributes:
-        header: What the file starts with.
-        has_errors: Whether failed photos have records too.
+        header: The first line of the file, if the format has one.
+        has_errors: Whether images without a caption have records too.
     """
 
     header = ""
     has_errors = True
 
     @abstractmethod
-    def encode(self, item: Item, result: Result) -> str | None:
-        """The record of a result, with its line end; None if it has none."""
+    def encode(self, row: dict[str, Any]) -> str | None:
+        """Return the record of a row, with its line end; None if the row has no record."""
 
     @abstractmethod
-    def decode(self, record: str) -> Kept:
+    def decode(self, record: str) -> PreviousResult:
         """Read a record back.
 
         Raises:
-            ValueError: It is none of this format.
+            ValueError: It is not a record of this format.
         """
 
     def name(self, item: Item) -> str:
-        """What records call the photo."""
+        """Return the name of an image in its record."""
         return item.name
 
     def refuse(self, item: Item) -> str | None:
-        """Why a photo cannot have a record, if it cannot."""
+        """Return why an image cannot have a record; None if it can."""
         return None
 
     def split(self, file: IO[bytes]) -> Iterator[bytes]:
-        """The complete records of a file, header included; a torn end is left out."""
+        """Yield the complete records of a file, the header included."""
         for line in file:
             if line.endswith(b"\n"):
                 yield line
 
 
 class TextFormat(Format):
-    """``name<TAB>caption``, and further captions behind more tabs; nothing for failed photos."""
+    """`name<TAB>caption`, with a tab before each further caption; no records of failures."""
 
     has_errors = False
 
-    def encode(self, item: Item, result: Result) -> str | None:
+    def encode(self, row: dict[str, Any]) -> str | None:
         """See `Format.encode`."""
-        if isinstance(result, str):
-            return None
-        return "\t".join([self.name(item), *sentences(result)]) + "\n"
+        return None if "error" in row else "\t".join([escaped(row["image"]), *texts(row)]) + "\n"
 
-    def decode(self, record: str) -> Kept:
+    def decode(self, record: str) -> PreviousResult:
         """See `Format.decode`."""
         name, tab, _ = record.partition("\t")
         if not tab:
             raise ValueError("no tab")
-        return Kept(name, None)
+        return PreviousResult(name, None)
 
     def name(self, item: Item) -> str:
-        """The name on one line."""
+        """Return the name on one line."""
         return escaped(item.name)
 
 
 class BareFormat(TextFormat):
-    """The captions alone, one a line: for a single photo."""
+    """The captions of a single image, one per line, without its name."""
 
-    def encode(self, item: Item, result: Result) -> str | None:
+    def encode(self, row: dict[str, Any]) -> str | None:
         """See `Format.encode`."""
-        return None if isinstance(result, str) else "\n".join([*sentences(result), ""])
+        return None if "error" in row else "\n".join([*texts(row), ""])
 
 
 class JsonLinesFormat(Format):
-    """One JSON object a line: ``image``, maybe ``id``, then the caption's fields or ``error``.
+    """One JSON object per line."""
 
-    Args:
-        attention: Add the attention maps.
-    """
-
-    def __init__(self, attention: bool = False):
-        self.attention = attention
-
-    def encode(self, item: Item, result: Result) -> str:
+    def encode(self, row: dict[str, Any]) -> str:
         """See `Format.encode`."""
-        return to_json(self.row(item, result)) + "\n"
+        return to_json(row) + "\n"
 
-    def row(self, item: Item, result: Result) -> dict[str, Any]:
-        """The record as a dict."""
-        row: dict[str, Any] = {"image": item.name}
-        if item.id is not None:
-            row["id"] = item.id
-        if isinstance(result, str):
-            return {**row, "error": result}
-        return {**row, **result.to_dict(attention=self.attention)}
-
-    def decode(self, record: str) -> Kept:
+    def decode(self, record: str) -> PreviousResult:
         """See `Format.decode`."""
         row = json.loads(record)
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
             raise ValueError("no object with 'image'")
-        return Kept(row["image"], row.get("error"))
+        return PreviousResult(row["image"], row.get("error"))
 
 
 class CocoFormat(Format):
-    """Elements of a COCO results array, ``{"image_id", "caption"}``; nothing for failed photos."""
+    """Elements of a COCO results array, `{"image_id", "caption"}`; no records of failures."""
 
     has_errors = False
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}  # image id -> the image that has it
 
-    def encode(self, item: Item, result: Result) -> str | None:
+    def encode(self, row: dict[str, Any]) -> str | None:
         """See `Format.encode`."""
-        if isinstance(result, str):
+        if "error" in row:
             return None
-        return to_json({"image_id": coco_id(item), "caption": result.text}) + "\n"
+        image_id = coco_id(row["image"], row.get("id"))
+        return to_json({"image_id": image_id, "caption": row["caption"]}) + "\n"
 
-    def decode(self, record: str) -> Kept:
+    def decode(self, record: str) -> PreviousResult:
         """See `Format.decode`."""
-        raise ValueError("COCO results do not name the photo")
+        raise ValueError("COCO results do not name the image")
 
     def refuse(self, item: Item) -> str | None:
         """See `Format.refuse`."""
-        image_id = coco_id(item)
+        image_id = coco_id(item.name, item.id)
         if image_id is None:
             return "no image id: COCO results need COCO JSON, a list with ids, or COCO file names"
         first = self._names.setdefault(id_key(image_id), item.name)
@@ -159,10 +160,10 @@ class CocoFormat(Format):
 
 
 class CsvFormat(Format):
-    """A table ``image,id,caption,score,error``, further captions as ``caption_2``, ...
+    """A table with the columns `image,id,caption,score,error,caption_2,caption_3,...`.
 
     Args:
-        captions: Captions a photo.
+        captions: Captions per image.
     """
 
     def __init__(self, captions: int = 1):
@@ -170,22 +171,20 @@ class CsvFormat(Format):
         more = [f"caption_{number}" for number in range(2, captions + 1)]
         self.header = _csv_line(["image", "id", "caption", "score", "error", *more])
 
-    def encode(self, item: Item, result: Result) -> str:
+    def encode(self, row: dict[str, Any]) -> str:
         """See `Format.encode`."""
-        cells = [item.name, "" if item.id is None else str(item.id)]
-        if isinstance(result, str):
-            return _csv_line([*cells, "", "", result, *[""] * (self.captions - 1)])
-        first, *more = sentences(result)
-        more += [""] * (self.captions - 1 - len(more))
-        return _csv_line([*cells, first, f"{result.score:.5f}", "", *more])
+        first, *more = texts(row) if "error" not in row else [""]
+        score = f"{row['score']:.5f}" if "score" in row else ""
+        cells = [row["image"], str(row.get("id", "")), first, score, row.get("error", ""), *more]
+        return _csv_line([*cells, *[""] * (self.captions - 1 - len(more))])
 
-    def decode(self, record: str) -> Kept:
+    def decode(self, record: str) -> PreviousResult:
         """See `Format.decode`."""
         (cells,) = csv.reader(io.StringIO(record, newline=""))
-        return Kept(cells[0], cells[4] or None)
+        return PreviousResult(cells[0], cells[4] or None)
 
     def name(self, item: Item) -> str:
-        """The name with bytes that are not UTF-8 escaped, as `_csv_line` does."""
+        """Return the name with the escapes that `_csv_line` writes."""
         return item.name.encode("utf-8", "backslashreplace").decode()
 
     def split(self, file: IO[bytes]) -> Iterator[bytes]:
@@ -198,18 +197,18 @@ class CsvFormat(Format):
                 record = b""
 
 
-def sentences(caption: Any) -> list[str]:
-    """All sentences of a caption, best first."""
-    return [other.text for other in caption.candidates] or [caption.text]
+def texts(row: dict[str, Any]) -> list[str]:
+    """Return all captions of a row, best first."""
+    return [other["caption"] for other in row.get("candidates", [])] or [row["caption"]]
 
 
-def coco_id(item: Item) -> int | str | None:
+def coco_id(name: str, listed: int | str | None) -> int | str | None:
     """Return the image id for COCO results: that of the list, or of a COCO file name."""
-    return coco_image_id(item.name) if item.id is None else item.id
+    return coco_image_id(name) if listed is None else listed
 
 
 def to_json(value: Any) -> str:
-    """JSON on one line that is always valid UTF-8, whatever bytes a file name holds."""
+    """Return JSON on one line that is valid UTF-8 whatever bytes a file name holds."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
@@ -219,7 +218,7 @@ def to_json(value: Any) -> str:
 
 
 def _csv_line(cells: list[str]) -> str:
-    """Cells as RFC 4180 has them, lone surrogates escaped."""
+    """Return cells quoted as in RFC 4180, with lone surrogates escaped."""
     quoted = [
         '"' + cell.replace('"', '""') + '"' if any(c in cell for c in ',"\r\n') else cell
         for cell in cells

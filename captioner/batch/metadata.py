@@ -1,30 +1,28 @@
-"""Copies of the photos with the caption in their metadata, where photo managers look for it.
+"""Copies of the images with the caption in their metadata, where photo managers look for it.
 
-The caption becomes the XMP ``dc:description`` and, where the format has it, the IPTC
-``Caption-Abstract``; what else the metadata holds stays. Pixels are not encoded anew. The work is
-done by Exiv2 through pyexiv2, which is under the GPL and therefore an extra.
+The caption becomes the XMP `dc:description` and, if the format has it, the IPTC `Caption-Abstract`;
+all other metadata stays. Pixels are not encoded again. Exiv2 does the work through pyexiv2, which
+is under the GPL and therefore an extra.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import io
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from captioner.batch.item import Item
 from captioner.batch.journal import Mode
-from captioner.errors import CaptionerError, ConfigError, ImageError
+from captioner.batch.sidecars import RelativePaths, is_within, make_folder
+from captioner.errors import ConfigError, ImageError
 from captioner.image.io import IMAGE_SUFFIXES
+from captioner.outputs import Caption
 from captioner.utils.files import write_atomically
 
-if TYPE_CHECKING:
-    from captioner.api import Caption
-
 _LONGEST = 255  # bytes of a file name
-_SIGNATURES = {  # what files of the formats that carry a caption begin with
+_SIGNATURES = {  # first bytes of the formats that can carry a caption
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG": ".png",
     b"RIFF": ".webp",
@@ -34,23 +32,21 @@ _SIGNATURES = {  # what files of the formats that carry a caption begin with
 
 
 class MetadataFolder:
-    """A folder of captioned copies, with the sub-folders that the photos lie in.
+    """A folder of captioned copies, with the same sub-folders as the images.
 
-    Paths are kept from the folder on that all sources have in common: photos of ``trip/`` become
-    ``FOLDER/a.jpg`` and ``FOLDER/day1/b.jpg``. Photos from elsewhere, such as a list's absolute
-    paths, keep their whole path. Pictures in archives and tables are copied out of them.
+    Images in archives and tables are copied out of them.
 
     Args:
-        folder: Made if it is absent.
+        folder: Created if needed.
         sources: The paths on the command line.
-        mode: What to do with a copy that is there: ``new`` leaves it and reports the photo,
-            ``resume`` takes it for done, ``overwrite`` replaces it.
-        image_root: What lists' relative names are relative to.
+        mode: What to do with a copy that exists: `new` leaves it and reports the image, `resume`
+            takes it as done, `overwrite` replaces it.
+        image_root: The folder that relative names in lists start from.
         recursive: Whether sub-folders of the sources are searched.
 
     Raises:
-        ConfigError: pyexiv2 is not installed, or the folder is that of the photos.
-        CaptionerError: The folder cannot be made.
+        ConfigError: pyexiv2 is not installed, or the folder is that of the images.
+        CaptionerError: The folder cannot be created.
     """
 
     def __init__(
@@ -66,24 +62,18 @@ class MetadataFolder:
         self.folder = os.path.abspath(folder)
         self.mode = mode
         self._taken: set[int] = set()  # hashes, not names: there may be a million
-        places = dict.fromkeys(_place(source, image_root) for source in sources)
-        self._base = ""
-        with contextlib.suppress(ValueError):  # on Windows: on different drives
-            self._base = os.path.commonpath([os.path.abspath(place) for place in places])
+        self._paths = RelativePaths(sources, image_root)
         real = os.path.realpath(folder)
-        roots = [os.path.realpath(place) for place in (self._base, *places) if place]
+        roots = [os.path.realpath(p) for p in (self._paths.base, *self._paths.places) if p]
         walked = [os.path.realpath(source) for source in sources if os.path.isdir(source)]
-        if real in roots or (recursive and any(_is_within(real, root) for root in walked)):
+        if real in roots or (recursive and any(is_within(real, root) for root in walked)):
             raise ConfigError(f"--write-metadata {folder} is where the photos are: choose another")
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise CaptionerError(f"cannot make the folder {folder}: {error.strerror}") from None
+        make_folder(folder)
 
     def has(self, item: Item) -> bool:
-        """Whether there is a copy of a photo that an earlier run captioned.
+        """Return whether there is a copy of an image that an earlier run captioned.
 
-        Asked in the place of `write`, in the order of the items.
+        Called instead of `write`, in the order of the items.
         """
         with contextlib.suppress(ImageError):
             path, _ = self._claim(item)
@@ -91,10 +81,10 @@ class MetadataFolder:
         return False
 
     def write(self, item: Item, caption: Caption) -> None:
-        """Write the copy of a photo.
+        """Write the copy of an image.
 
         Raises:
-            ImageError: There can be none; the message says why.
+            ImageError: It cannot be copied; the message says why.
             CaptionerError: The disk is full or gone.
         """
         path, again = self._claim(item)
@@ -106,18 +96,14 @@ class MetadataFolder:
                 hint = "--resume keeps it, --overwrite replaces it"
                 raise ImageError(f"a file of its name is there already ({hint})")
         data = embed_caption(data, caption.text)
-        folder = os.path.dirname(path)
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise CaptionerError(f"cannot make the folder {folder}: {error.strerror}") from None
+        make_folder(os.path.dirname(path))
         write_atomically(path, data)
 
     def _claim(self, item: Item) -> tuple[str, bool]:
-        """The path of an item's copy, and whether this very photo has had it before.
+        """Return the path of an image's copy, and whether the same image was copied before.
 
         Raises:
-            ImageError: The name is taken by another photo, or is none for a file.
+            ImageError: Another image has the same name, or it cannot be the name of a file.
         """
         source = item.source
         if isinstance(source, bytes):
@@ -126,7 +112,7 @@ class MetadataFolder:
                 name += next((_SIGNATURES[s] for s in _SIGNATURES if source.startswith(s)), "")
         else:
             name = os.path.abspath(_file_name(item))
-        path = os.path.join(self.folder, self._relative(name))
+        path = os.path.join(self.folder, self._paths.of(name))
         if any(len(os.fsencode(part)) > _LONGEST for part in path.split(os.sep)) or "\0" in path:
             raise ImageError("its name is none for a file")
         key = hash(os.path.normcase(path))
@@ -136,17 +122,9 @@ class MetadataFolder:
         self._taken.add(key)
         return path, again
 
-    def _relative(self, name: str) -> str:
-        """Where in the folder a photo belongs; never outside, whatever ``..`` there is."""
-        if self._base and _is_within(os.path.abspath(name), self._base):
-            return os.path.relpath(os.path.abspath(name), self._base)
-        # As if the name began at the root, where ".." leads nowhere.
-        rooted = os.path.normpath(os.sep + os.path.splitdrive(name)[1])
-        return rooted.lstrip(os.sep)
-
 
 def embed_caption(data: bytes, text: str) -> bytes:
-    """A picture file with a caption in its metadata, in the place of the one that it may have.
+    """Return an image file with a caption in its metadata, replacing the one that it may have.
 
     JPEG, PNG and TIFF get XMP and IPTC, WebP has XMP alone.
 
@@ -155,7 +133,7 @@ def embed_caption(data: bytes, text: str) -> bytes:
         text: The caption.
 
     Raises:
-        ImageError: Its format cannot carry one, or its metadata is damaged.
+        ImageError: Its format cannot carry a caption, or its metadata is damaged.
         ConfigError: pyexiv2 is not installed.
     """
     pyexiv2 = _import_pyexiv2()
@@ -171,13 +149,13 @@ def embed_caption(data: bytes, text: str) -> bytes:
             is_tiff = image.get_mime_type() == "image/tiff"
     except RuntimeError as error:
         raise ImageError(f"a caption cannot be written into it ({_one_line(error)})") from None
-    if is_tiff and _count_pages(result) != _count_pages(data):  # Exiv2 knows of four
+    if is_tiff and _count_pages(result) != _count_pages(data):  # Exiv2 reads four
         raise ImageError("it has too many pages")
     return result
 
 
 def _write_iptc(image: Any, text: str) -> None:
-    """Set the IPTC caption, in UTF-8; other fields that are in Latin-1 are translated."""
+    """Set the IPTC caption in UTF-8, converting other fields from Latin-1 if need be."""
     try:
         image.read_iptc()
     except UnicodeDecodeError:
@@ -199,37 +177,15 @@ def _import_pyexiv2() -> Any:
         raise ConfigError(
             "--write-metadata needs the package pyexiv2: pip install 'captioner[metadata]'"
         ) from None
-    pyexiv2.set_log_level(4)  # its remarks about odd metadata go to standard error
+    pyexiv2.set_log_level(4)  # it writes remarks about odd metadata to standard error
     return pyexiv2
 
 
-def _place(source: str, image_root: str | None) -> str:
-    """The folder that a source's photos are in, as far as the command line tells."""
-    if source == "-":
-        return image_root or "."
-    if os.path.isdir(source):
-        return source
-    if glob.has_magic(source) and not os.path.lexists(source):
-        while glob.has_magic(source):
-            source = os.path.dirname(source)
-        return source or "."
-    if image_root is not None and os.path.splitext(source)[1].lower() not in IMAGE_SUFFIXES:
-        return image_root
-    return os.path.dirname(source) or "."
-
-
-def _is_within(path: str, folder: str) -> bool:
-    """Whether an absolute path is in a folder, or the folder itself."""
-    with contextlib.suppress(ValueError):  # on Windows: on different drives
-        return os.path.commonpath([path, folder]) == folder
-    return False
-
-
 def _read(item: Item, copy: str) -> bytes:
-    """The file of a photo.
+    """Return the content of an image file.
 
     Raises:
-        ImageError: It has vanished since it was captioned, or lies where its copy would.
+        ImageError: It has vanished since it was captioned, or the copy would replace it.
     """
     if isinstance(item.source, bytes):
         return item.source

@@ -1,13 +1,16 @@
-"""Photos in Parquet tables: a column of paths, of image bytes, or of ``{bytes, path}`` structs.
+"""Parquet tables: images read from them, results written to them.
 
-The last is how Hugging Face datasets store images. A table is read a few rows at a time, row group
-by row group, so memory stays flat however large the file is: a page of a column is held at a time,
-which with some writers is a thousand photos.
+The images are a column of paths, of image bytes, or of `{bytes, path}` structs; the last is how
+Hugging Face datasets store them. A table is read a few rows at a time, row group by row group, so
+memory stays flat however large the file is: one page of a column is held at a time, which with some
+writers is a thousand images.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.batch.item import Item
@@ -24,25 +27,27 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 
 _BYTES_KEYS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "image_data")
 _URL_KEYS = ("url", "image_url", "image_link")
-_ROWS = 16  # read at a time: photos of ten megabytes are no rarity
-_BUFFER = 1 << 20  # bytes of a column that are read ahead; by default its whole row group is
+_ROWS = 16  # read at a time: images of ten megabytes are common
+_BUFFER = 1 << 20  # bytes of a column to read ahead; the default is its whole row group
+_GROUP_ROWS = 50_000
+_GROUP_BYTES = 4 * 1024**2  # of JSON; attention maps take about ten times as much when converted
 
 
 def read_parquet(
     path: str, image_root: str | None = None, column: str | None = None
 ) -> Iterator[Item]:
-    """The photos of a table, in its order.
+    """Yield the images of a table, in its order.
 
-    A photo that is listed by its path is called by that; one whose bytes are in the table by what
-    the table's path column, or the struct's ``path``, calls it, else ``file.parquet#row``, counted
-    from 0. A row group that is damaged gives one error and is skipped.
+    An image that is listed by its path has that as its name. One whose bytes are in the table is
+    named by the table's path column or the struct's `path`, else `file.parquet#row`, counted from
+    0. A damaged row group becomes one error and is skipped.
 
     Args:
         path: The table.
-        image_root: What relative paths are relative to; None tries the table's own folder, then
-            the working directory.
-        column: The column with the photos; None takes the first whose name is a usual one and
-            whose type fits, image bytes before paths.
+        image_root: The folder that relative paths start from; None tries the table's own folder,
+            then the working directory.
+        column: The column with the images; None takes the first with a usual name and a suitable
+            type, image bytes before paths.
 
     Raises:
         ConfigError: pyarrow is not installed.
@@ -66,20 +71,20 @@ def read_parquet(
 
 
 def count_rows(path: str, image_root: str | None = None) -> Iterator[Item]:
-    """As many empty items as `read_parquet` gives photos, by the table's footer alone."""
+    """Yield as many empty items as `read_parquet` yields images, from the table's footer alone."""
     pa, pq = import_pyarrow()
     try:
         with open(path, "rb") as file:
             rows = pq.read_metadata(file).num_rows
     except (OSError, pa.ArrowException):
-        rows = 1  # the error
+        rows = 1  # `read_parquet` yields the error
     row = Item("")
     for _ in range(rows):
         yield row
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """The modules ``pyarrow`` and ``pyarrow.parquet``.
+    """Return the modules `pyarrow` and `pyarrow.parquet`.
 
     Raises:
         ConfigError: They are not installed.
@@ -95,25 +100,25 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 
 class _RowReader:
-    """Finds the columns of a table and makes items of its rows.
+    """Finds the columns of a table and turns its rows into items.
 
     Raises:
-        DataError: No column holds photos.
+        DataError: No column holds images.
     """
 
     def __init__(self, path: str, schema: pa.Schema, image_root: str | None, column: str | None):
         self.path = path
         self.finder = ImageFinder(path, image_root, cwd=True)
         columns = {name: schema.field(name).type for name in schema.names}
-        self.photo = _photo_column(columns, column)
-        self.is_path = _kind(columns[self.photo]) == "path"
-        self.name = self.photo if self.is_path else _first(columns, NAME_KEYS, "path")
+        self.image = _image_column(columns, column)
+        self.is_path = _kind(columns[self.image]) == "path"
+        self.name = self.image if self.is_path else _first(columns, NAME_KEYS, "path")
         self.id = _first(columns, ID_KEYS, "path", "number")
-        used = (self.photo, self.name, self.id)
+        used = (self.image, self.name, self.id)
         self.columns = list(dict.fromkeys(name for name in used if name is not None))
 
     def read_group(self, table: pq.ParquetFile, group: int, start: int, end: int) -> Iterator[Item]:
-        """The photos of rows ``start`` to ``end``, which are a row group."""
+        """Yield the images of a row group, which holds rows `start` to `end`."""
         pa, _ = import_pyarrow()
         row = start
         try:
@@ -126,32 +131,32 @@ class _RowReader:
             yield Item(f"{self.path}#{row}", error=where)
 
     def _item(self, batch: pa.RecordBatch, index: int, where: str) -> Item:
-        """The photo of one row."""
+        """Return the image of one row."""
         try:
             values = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
         except UnicodeDecodeError:
             return Item(where, error="its path is not UTF-8")
-        photo, number = values[self.photo], values.get(self.id)
+        image, number = values[self.image], values.get(self.id)
         name = None if self.is_path else values.get(self.name)
-        if isinstance(photo, dict):
-            name = name or photo.get("path")
-            photo = photo.get("bytes")
-            if photo is None and name:
-                photo = name  # its bytes were left where they are
-        if photo is None or photo == "":
+        if isinstance(image, dict):
+            name = name or image.get("path")
+            image = image.get("bytes")
+            if image is None and name:
+                image = name  # its bytes are in that file
+        if image is None or image == "":
             return Item(name or where, id=number, error="no photo in this row (null)")
-        if isinstance(photo, bytes):
-            return Item(name or where, photo, number)
-        if "://" in photo[:10]:
-            return Item(photo, id=number, error="a web address: download the photo first")
-        return list_item(photo, number, self.finder)
+        if isinstance(image, bytes):
+            return Item(name or where, image, number)
+        if "://" in image[:10]:
+            return Item(image, id=number, error="a web address: download the photo first")
+        return list_item(image, number, self.finder)
 
 
-def _photo_column(columns: dict[str, pa.DataType], chosen: str | None) -> str:
-    """The column that holds photos.
+def _image_column(columns: dict[str, pa.DataType], chosen: str | None) -> str:
+    """Return the column that holds images.
 
     Raises:
-        DataError: None does, or the one that was asked for is absent or holds something else.
+        DataError: None does, or the chosen one is missing or holds something else.
     """
     listed = ", ".join(columns)
     if chosen is not None:
@@ -171,11 +176,11 @@ def _photo_column(columns: dict[str, pa.DataType], chosen: str | None) -> str:
             f"column {url!r} holds web addresses: download the photos first (img2dataset does), "
             "or name a column of paths or bytes with --column"
         )
-    raise DataError(f"no column of photos that I know: name one with --column, of {listed}")
+    raise DataError(f"no column of photos found: name one with --column, of {listed}")
 
 
 def _first(columns: dict[str, pa.DataType], names: tuple[str, ...], *kinds: str) -> str | None:
-    """The first column of a usual name, in any case of letters, and of a kind that fits."""
+    """Return the first column with one of the names (in any case) and a suitable kind."""
     for name in names:
         for column, kind in columns.items():
             if column.lower() == name and _kind(kind) in kinds:
@@ -184,7 +189,7 @@ def _first(columns: dict[str, pa.DataType], names: tuple[str, ...], *kinds: str)
 
 
 def _kind(data_type: pa.DataType) -> str:
-    """What a type can be: ``path``, ``bytes``, ``struct`` (of these), ``number`` or nothing."""
+    """Return the kind of a type: `path`, `bytes`, `struct` (of these), `number` or nothing."""
     from pyarrow import types
 
     if types.is_dictionary(data_type):
@@ -205,7 +210,89 @@ def _kind(data_type: pa.DataType) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """What pyarrow says, without what follows the first line, or the file system's own words."""
+    """Return the first line of pyarrow's message, or the file system's own words."""
     if isinstance(error, OSError) and error.strerror and error.errno:
         return error.strerror
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def write_parquet(rows: Path, target: Path) -> None:
+    r"""Make a Parquet table of a JSON Lines file of results.
+
+    A Parquet file is unreadable before its footer is written, so it cannot grow durably: results
+    are collected as JSON Lines, and become the table at the end, some megabytes at a time.
+
+    The columns are the fields of the rows: `image`, `caption`, `score`, `words`, `log_probs`,
+    `finished`, `error`, and where any row has them `id` (64-bit integers, or text if any id is
+    text), `candidates` (structs of `caption` and `score`) and `attention` (words × rows × columns
+    of fp32). A field that a row lacks is null; bytes of a file name that are not UTF-8 are escaped
+    as `\udcNN`.
+
+    Args:
+        rows: As `formats.JsonLinesFormat` writes them.
+        target: The table.
+
+    Raises:
+        OSError: The table cannot be written.
+    """
+    pa, pq = import_pyarrow()
+    schema = _schema(rows)
+    with open(target, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for group in _groups(rows, "id" in schema.names and schema.field("id").type == pa.string()):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def _schema(rows: Path) -> pa.Schema:
+    """Return the columns that the rows need."""
+    pa, _ = import_pyarrow()
+    ids: set[bool] = set()  # whether they fit 64 bits
+    nested = set()
+    with open(rows, encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if "id" in row:
+                ids.add(type(row["id"]) is int and abs(row["id"]) < 2**63)
+            nested |= row.keys() & {"candidates", "attention"}
+    fields: dict[str, Any] = {"image": pa.string()}
+    if ids:
+        fields["id"] = pa.string() if False in ids else pa.int64()
+    fields |= {
+        "caption": pa.string(),
+        "score": pa.float64(),
+        "words": pa.list_(pa.string()),
+        "log_probs": pa.list_(pa.float64()),
+        "finished": pa.bool_(),
+    }
+    if "candidates" in nested:
+        candidate = pa.struct({"caption": pa.string(), "score": pa.float64()})
+        fields["candidates"] = pa.list_(candidate)
+    if "attention" in nested:
+        fields["attention"] = pa.list_(pa.list_(pa.list_(pa.float32())))
+    fields["error"] = pa.string()
+    return pa.schema(fields)
+
+
+def _groups(rows: Path, text_ids: bool) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows, one row group at a time."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    with open(rows, encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            row = json.loads(line)
+            row["image"] = _valid(row["image"])
+            if "error" in row:
+                row["error"] = _valid(row["error"])
+            if text_ids and "id" in row:
+                row["id"] = _valid(str(row["id"]))
+            group.append(row)
+            size += len(line)
+            if len(group) == _GROUP_ROWS or size > _GROUP_BYTES:
+                yield group
+                group, size = [], 0
+    if group:
+        yield group
+
+
+def _valid(text: str) -> str:
+    """Return text as valid UTF-8, with lone surrogates escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,309 +1,363 @@
-"""``captioner caption --engine ray``: captioning on Ray, on this machine's cores or on a cluster.
+"""Captioning on Ray, on the cores of this machine or on a cluster.
 
-Ray Data carries the photos: tasks open archives and tables, a pool of actors with a model each
-captions what they find, and this process collects the results into part files. A worker that dies
-is started again and its photos are captioned again; a part is written when all its rows are there,
-so nothing is lost and nothing is there twice. A run that is cut short goes on with ``--resume``.
+A *unit* is an archive, a table, or a few thousand loose images; its results become one part file.
+A reader task yields the images of a unit piece by piece, a pool of actors with a model each
+captions the pieces, and this process writes a part when all its pieces are there. Ray starts a dead
+worker again and repeats its piece, so nothing is lost and nothing is written twice.
 
-Photos and model files are opened on the workers: on a cluster their paths must be the same on every
+Images and model files are opened on the workers: on a cluster their paths must be the same on every
 node, and captioner must be installed there.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
-import json
 import logging
 import os
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import pickle
+import socket
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-from captioner.batch.formats import JsonLinesFormat
-from captioner.batch.journal import Mode
-from captioner.batch.progress import Progress
-from captioner.batch.ray_cluster import Pool, choose_pool, cluster, first_line, import_ray
-from captioner.batch.ray_parts import FORMATS, Collector, PartFolder, part_name
-from captioner.batch.runner import Summary
-from captioner.batch.sources import expand, holds_photos, open_sources
-from captioner.cli.options import run_settings, search_options
+from captioner.batch.formats import to_json, to_row
+from captioner.batch.item import Item
+from captioner.batch.journal import PartFolder, part_name
+from captioner.batch.runner import Progress, Summary, caption_items
+from captioner.batch.sources import expand, is_container, open_sources
 from captioner.errors import CaptionerError, ConfigError
-from captioner.utils.device import torchrun_process
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
-_PART_PHOTOS = 4096  # of loose photos; an archive or a table is one part whatever its size
-_CALL_BATCHES = 8  # batches that an actor is given at a time: they overlap, up to four on a CPU
-_SPARE_BLOCKS = 8  # pieces of the work that may fail for good before the run is stopped
+_UNIT_IMAGES = 4096  # of loose images; an archive or a table is one unit whatever its size
+_PIECE_BATCHES = 8
+_PIECE_BYTES = 128 * 1024**2  # of images that travel to the actor; the last one may exceed it
+_CORES = 4  # of an actor on CPUs, at most: `Captioner.stream` computes four batches at once
+_QUEUE = 2  # pieces per actor, so that it never waits for the next
+_RETRIES = 3  # of a piece whose worker died
+_FAILURES = 8  # units that may fail before the run is stopped
+_PATIENCE_SECONDS = 1800.0  # without any result
+_ANSWER_SECONDS = 10.0
 
 
-def ray_command(arguments: argparse.Namespace) -> int:
-    """Caption photos on Ray.
-
-    Args:
-        arguments: Those of `arguments.add_caption_arguments`.
-
-    Returns:
-        The exit status: 0, or 1 if a photo has no caption.
-
-    Raises:
-        ConfigError: The options do not go together, or Ray is not installed.
-        CaptionerError: The output cannot be written, or Ray cannot do the work.
-    """
-    search = search_options(arguments)
-    _refuse(arguments)
-    _check_model(arguments, search)
-    ray = import_ray(arguments)
-    mode: Mode = "resume" if arguments.resume else "overwrite" if arguments.overwrite else "new"
-    start = time.monotonic()
-    summary = Summary()
-    parts = PartFolder(Path(arguments.output), arguments.format or "jsonl", mode)
-    with contextlib.closing(parts):
-        units = list(_plan(arguments, search))
-        done = parts.begin([unit.name for unit in units])
-        for unit in units:
-            if unit.name in done:
-                _count_kept(parts, unit, summary)
-        work = [unit for unit in units if unit.name not in done]
-        bar = not arguments.quiet and sys.stderr.isatty()
-        if work:
-            with Progress(bar, lambda: _total(work)) as progress, cluster(ray, arguments):
-                _run(ray, arguments, search, work, parts, summary, progress)
-    summary.seconds = time.monotonic() - start
-    if not arguments.quiet:
-        print(*summary.lines(), sep="\n", file=sys.stderr)
-    return 0 if summary.ok else 1
-
-
-# ---------------------------------------------------------------------------------- before the work
-
-
-def _refuse(arguments: argparse.Namespace) -> None:
-    """Refuse options that do not go with Ray.
-
-    Raises:
-        ConfigError: There is one.
-    """
-    if arguments.output is None:
-        raise ConfigError("--engine ray writes a folder of part files: add -o FOLDER")
-    if arguments.format not in (None, *FORMATS):
-        raise ConfigError(f"--engine ray writes {' or '.join(FORMATS)}, not {arguments.format}")
-    instead = {
-        "attention": "--attention-json puts the maps into the rows",
-        "errors": "failures are rows with an 'error' in the part files",
-        "fail_fast": "photos are captioned in many places at once",
-        "write_metadata": "copies are written where the photos are, by the local engine",
-    }
-    for name, why in instead.items():
-        if getattr(arguments, name, None):
-            raise ConfigError(f"--{name.replace('_', '-')} does not go with --engine ray: {why}")
-    if torchrun_process().world_size > 1:
-        raise ConfigError(
-            "torchrun and --engine ray are two ways to use many processes: choose one"
-        )
-    if arguments.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(
-            f"--device {arguments.device} does not go with --engine ray, which gives each worker "
-            "its GPU: say cuda, cpu or auto"
-        )
-    for path in arguments.paths:
-        folders = os.path.isdir(path) and os.path.isdir(arguments.output)
-        if folders and os.path.samefile(path, arguments.output):
-            raise ConfigError(f"{path} is among the sources: choose another output")
-
-
-def _check_model(arguments: argparse.Namespace, search: dict[str, Any]) -> None:
-    """Find out before the work whether the model is there and knows the required words.
-
-    Raises:
-        CheckpointError: A model file is missing or cannot be used.
-        ConfigError: The options do not go with its vocabulary.
-    """
-    from captioner.api import DEFAULT_WEIGHTS
-    from captioner.checkpoint import read_header
-    from captioner.decoding.options import decoding_options
-
-    for path in arguments.model or [DEFAULT_WEIGHTS]:
-        decoding_options(read_header(path).vocabulary, **search)
-
-
-@dataclass
+@dataclass(eq=False)
 class Unit:
-    """What becomes one part.
+    """What becomes one part file.
 
     Attributes:
-        number: Its place among the units.
-        name: Of its part file.
-        tables: For `ray_tasks.read_units`.
-        photos: How many there are; None if that shows when they are read.
-        path: Of the archive or table.
+        name: Of the part file, without its ending.
+        path: Of the archive or table; None for loose images.
+        items: Loose images, pickled to take less memory: there may be ten million.
+        count: Number of images; None if it shows when they are read.
+        pieces: Number of pieces read so far.
+        rows: The JSON rows of each piece that has been captioned.
     """
 
-    number: int
     name: str
-    tables: list[pa.Table]
-    photos: int | None
     path: str | None = None
+    items: bytes = b""
+    count: int | None = None
+    pieces: int = 0
+    rows: dict[int, list[str]] = field(default_factory=dict)
 
 
-def _plan(arguments: argparse.Namespace, search: dict[str, Any]) -> Iterator[Unit]:
-    """The units of the sources, in order; their names tell the settings of the run as well.
+def plan(
+    paths: Iterable[str], settings: str, *, null_separated: bool = False, **places: Any
+) -> Iterator[Unit]:
+    """Yield the units of the sources, in order.
 
-    Raises:
-        ConfigError: There are no photos.
+    Args:
+        paths: As for `open_sources`.
+        settings: What the results depend on besides the images; the units' names tell it.
+        null_separated: As for `open_sources`.
+        **places: `recursive` and `image_root`, as for `open_sources`.
     """
-    from captioner.batch.ray_tasks import Photo, chunks, encode_file, encode_photos
-
-    places = {"recursive": arguments.recursive, "image_root": arguments.image_root}
     files = itertools.chain.from_iterable(
-        expand(path, recursive=arguments.recursive) for path in arguments.paths
+        expand(path, recursive=places.get("recursive", False)) for path in paths
     )
     numbers = itertools.count()
-    rows = _CALL_BATCHES * arguments.batch_size
-    settings = json.dumps(run_settings(arguments, search))
-    number = -1
-    for inside, group in itertools.groupby(files, holds_photos):
+    for inside, group in itertools.groupby(files, is_container):
         if inside:
             for path in group:
-                number = next(numbers)
                 size = os.path.getsize(path) if os.path.exists(path) else 0
-                name = part_name(number, [settings, path, str(size)])
-                yield Unit(number, name, [encode_file(number, path)], None, path)
+                yield Unit(part_name(next(numbers), [settings, path, str(size)]), path)
             continue
-        items = open_sources(group, null_separated=arguments.null, **places)
-        for chunk in chunks(items, _PART_PHOTOS):
-            number = next(numbers)
-            photos = [Photo(number, row, item) for row, item in enumerate(chunk)]
-            photos.append(Photo(number, len(chunk), None))
-            pieces = [photos[at : at + rows] for at in range(0, len(photos), rows)]
-            name = part_name(number, [settings, *(item.name for item in chunk)])
-            yield Unit(number, name, [encode_photos(piece) for piece in pieces], len(chunk))
-    if number < 0:
-        hint = "" if arguments.recursive else "; --recursive searches subfolders too"
-        raise ConfigError(f"no photos in {', '.join(arguments.paths)}{hint}")
+        items = open_sources(group, null_separated=null_separated, **places)
+        while chunk := list(itertools.islice(items, _UNIT_IMAGES)):
+            name = part_name(next(numbers), [settings, *(item.name for item in chunk)])
+            yield Unit(name, items=pickle.dumps(list(map(_absolute, chunk))), count=len(chunk))
 
 
-def _count_kept(parts: PartFolder, unit: Unit, summary: Summary) -> None:
-    for error in parts.kept(unit.name):
-        summary.kept += 1
-        summary.kept_failed += error is not None
+def _absolute(item: Item) -> Item:
+    """Return an item that can be opened from another working directory."""
+    if isinstance(item.source, (str, os.PathLike)):
+        return replace(item, source=os.path.abspath(item.source))
+    return item
 
 
-def _total(units: list[Unit]) -> int | None:
-    counts = [unit.photos for unit in units if unit.photos is not None]
-    return sum(counts) if len(counts) == len(units) else None
+# -------------------------------------------------------------------------------------- on workers
 
 
-# ------------------------------------------------------------------------------------------- on Ray
+def read_pieces(unit: Unit, folder: str, size: int, **places: Any) -> Iterator[list[Item]]:
+    """Yield the images of a unit in lists of up to `size`.
+
+    Args:
+        unit: The unit.
+        folder: Working directory of the command, which a worker does not share.
+        size: Images per piece; fewer if they are large.
+        **places: Options of `open_sources`.
+    """
+    items: Iterable[Item]
+    items = pickle.loads(unit.items) if unit.path is None else _open(unit.path, folder, places)
+    piece: list[Item] = []
+    carried = 0
+    for item in items:
+        piece.append(item)
+        carried += len(item.source) if isinstance(item.source, bytes) else 0
+        if len(piece) == size or carried > _PIECE_BYTES:
+            yield piece
+            piece, carried = [], 0
+    if piece:
+        yield piece
 
 
-def _run(
+def _open(path: str, folder: str, places: Mapping[str, Any]) -> Iterator[Item]:
+    """Yield the images of an archive or table; names start with its path as the user gave it."""
+    full = os.path.join(folder, path)
+    for item in open_sources([full], **places):
+        inside = item.name.startswith(full)
+        yield replace(item, name=path + item.name[len(full) :]) if inside else item
+
+
+class CaptionActor:
+    """A worker process with a model.
+
+    Args:
+        model: Arguments of `load_captioner`.
+        threads: Of PyTorch.
+        attention: Add the attention maps to the rows.
+        options: Of `caption_items`.
+    """
+
+    def __init__(
+        self, model: Mapping[str, Any], threads: int, attention: bool, options: Mapping[str, Any]
+    ):
+        import torch
+
+        from captioner.batch.runner import load_captioner
+
+        torch.set_num_threads(threads)
+        self.attention = attention
+        self.options = options
+        self.error: str | None = None
+        try:
+            self.captioner = load_captioner(**model)
+        except CaptionerError as error:  # if it were raised, Ray would print pages of its own
+            self.error = str(error)
+
+    def caption(self, items: list[Item]) -> tuple[list[tuple[str, str | None]], str | None]:
+        """Caption a piece.
+
+        Returns:
+            The JSON row and the error, if any, of each image; and why no actor can work, if so.
+        """
+        rows: list[tuple[str, str | None]] = []
+        if self.error is None:
+            try:
+                for item, result in caption_items(self.captioner, items, **self.options):
+                    row = to_row(item, result, attention=self.attention)
+                    rows.append((to_json(row), row.get("error")))
+            except CaptionerError as error:  # the device's memory is too small
+                self.error = str(error)
+        return rows, self.error
+
+
+# ---------------------------------------------------------------------------------- on the cluster
+
+
+def import_ray(address: str | None, verbose: bool) -> Any:
+    """Return the module `ray`, configured to send no usage statistics.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if not address:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on 127.0.0.1 alone
+    if not verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's log files have it all
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # without it, Ray warns
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "--engine ray needs the package ray: pip install 'captioner[ray]'"
+        ) from None
+    return ray
+
+
+@contextlib.contextmanager
+def cluster(ray: Any, address: str | None, verbose: bool) -> Iterator[None]:
+    """Connect to the cluster at an address, or start Ray on this machine, while the block runs.
+
+    Raises:
+        CaptionerError: It cannot be reached or started.
+    """
+    level = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
+    try:
+        if address:
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            if port.isdecimal():  # Ray itself would try for minutes
+                place = (host.strip("[]"), int(port))
+                socket.create_connection(place, timeout=_ANSWER_SECONDS).close()
+            options["address"] = address
+        else:
+            affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+            cores = len(affinity(0)) if affinity else os.cpu_count()
+            options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
+        ray.init(**options)
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        where = f"no Ray cluster answers at {address}" if address else "cannot start Ray"
+        raise CaptionerError(f"{where}: {first_line(error)}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Pool(NamedTuple):
+    """The actors: how many, and the cores and GPUs of each."""
+
+    size: int
+    cpus: float
+    gpus: int = 0
+
+
+def choose_pool(nodes: list[dict[str, float]], device: str, workers: int | None) -> Pool:
+    """Share a cluster among actors: one per GPU, or on CPUs one per four cores.
+
+    Args:
+        nodes: Resources of each node, such as `{"CPU": 8, "GPU": 1}`.
+        device: `cpu`, `cuda` or `auto`.
+        workers: Number of actors; None takes as many as fit.
+
+    Raises:
+        ConfigError: `device` is `cuda` and there is no GPU.
+    """
+    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if device == "cuda" and not with_gpu:
+        raise ConfigError("--device cuda: Ray has no GPU here; try --device cpu or auto")
+    if with_gpu and device != "cpu":
+        share = min(int(node.get("CPU", 0) // node["GPU"]) for node in with_gpu)
+        gpus = sum(int(node["GPU"]) for node in with_gpu)
+        return Pool(workers or gpus, min(share, 2 * _CORES), 1)
+    cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
+    smallest, total = min(cores), sum(cores)
+    if workers is None:
+        each = smallest // -(-smallest // _CORES)
+        return Pool(sum(count // each for count in cores), each)
+    if workers > total:
+        return Pool(workers, int(100 * total / workers) / 100)  # rounded down, so that all fit
+    return Pool(workers, min(smallest, total // workers))
+
+
+def caption_units(
     ray: Any,
-    arguments: argparse.Namespace,
-    search: dict[str, Any],
     units: list[Unit],
     parts: PartFolder,
     summary: Summary,
     progress: Progress,
+    *,
+    model: Mapping[str, Any],
+    places: Mapping[str, Any],
+    options: Mapping[str, Any],
+    attention: bool = False,
+    workers: int | None = None,
 ) -> None:
-    """Caption units into parts.
+    """Caption units into parts, on the cluster that Ray is connected to.
+
+    Args:
+        ray: The module.
+        units: From `plan`.
+        parts: Takes the results.
+        summary: Counts them.
+        progress: The progress bar.
+        model: Arguments of `load_captioner`; paths are absolute.
+        places: `image_root` (absolute) and `column`, as for `open_sources`.
+        options: Of `caption_items`.
+        attention: Add the attention maps.
+        workers: Number of actors; None takes as many as fit.
 
     Raises:
         CaptionerError: Ray cannot do the work, or a part cannot be completed or written.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    pool = choose_pool(nodes, arguments.device, arguments.ray_workers)
-    logger.info("%d workers with %g cores and %d GPUs each", pool.size, pool.cpus, pool.gpus)
-    results = _dataset(ray, arguments, search, units, pool)
-    left = {unit.number: unit for unit in units}
-    collector = Collector()
-    for number, row, text in _rows(ray, results):
-        if text is not None and collector.is_new(number, row):
-            error = JsonLinesFormat().decode(text).error
-            summary.captioned += error is None
+    pool = choose_pool(nodes, model["device"], workers)
+    logger.info("%d workers with %g cores and %d GPUs each", *pool)
+    model = {**model, "device": "cuda" if pool.gpus else "cpu"}
+    spawn = ray.remote(CaptionActor).options(
+        num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=-1, max_task_retries=_RETRIES
+    )
+    given = (model, max(1, int(pool.cpus)), attention, dict(options))
+    queued = {spawn.remote(*given): 0 for _ in range(pool.size)}  # actor -> pieces it has
+    read = ray.remote(read_pieces).options(
+        num_cpus=0, num_returns="streaming", _generator_backpressure_num_objects=_QUEUE
+    )
+    size = _PIECE_BATCHES * options["batch_size"]
+    waiting = deque(units)
+    reading: dict[Any, Unit] = {}  # generator of pieces -> unit
+    tasks: dict[Any, tuple[Unit, int, Any]] = {}  # result -> unit, number of the piece, actor
+    failed: dict[str, str] = {}  # name of the part -> why
+    while waiting or reading or tasks:
+        while waiting and len(reading) < max(2, pool.size):
+            unit = waiting.popleft()
+            reading[read.remote(unit, os.getcwd(), size, **places)] = unit
+        actor = min(queued, key=queued.__getitem__)
+        candidates = [*tasks, *(reading if queued[actor] < _QUEUE else ())]
+        ready, _ = ray.wait(candidates, timeout=_PATIENCE_SECONDS, fetch_local=False)
+        if not ready or len(failed) > _FAILURES:
+            why = next(iter(failed.values()), "nothing has moved for 30 minutes")
+            raise CaptionerError(f"Ray gave up: {why}; finished parts are kept: --resume goes on")
+        if ready[0] in reading:
+            unit = reading[ready[0]]
+            try:
+                piece = next(ready[0])
+            except StopIteration:
+                del reading[ready[0]]
+            else:
+                tasks[actor.caption.remote(piece)] = (unit, unit.pieces, actor)
+                unit.pieces += 1
+                queued[actor] += 1
+        else:
+            unit, number, actor = tasks.pop(ready[0])
+            queued[actor] -= 1
+            try:
+                rows, error = ray.get(ready[0])
+            except ray.exceptions.RayError as problem:
+                logger.debug("%s failed", unit.name, exc_info=problem)
+                failed[unit.name] = first_line(problem)
+                continue
             if error is not None:
+                raise CaptionerError(error)
+            unit.rows[number] = [row for row, _ in rows]
+            for _, error in rows:
                 summary.add(error)
-            progress.advance(summary.failed)
-        rows = collector.add(number, row, text)
-        if rows is not None:
-            unit = left.pop(number)
-            parts.write(unit.name, rows)
-            if not rows:
+                progress.advance(summary.failed)
+        if unit not in reading.values() and len(unit.rows) == unit.pieces:
+            parts.write(unit.name, itertools.chain(*map(unit.rows.pop, sorted(unit.rows))))
+            if not unit.pieces:
                 logger.warning("no photos in %s", unit.path)
-    if left:
-        first = next(iter(left.values())).name
+    if failed:
         raise CaptionerError(
-            f"{len(left):,} of {len(units):,} part files could not be completed, {first} first "
-            "(-v tells why); the others are kept: the same command with --resume tries again"
+            f"{len(failed):,} of {len(units):,} part files could not be completed, "
+            f"{next(iter(failed))} first (-v tells why); the others are kept: "
+            "the same command with --resume tries again"
         )
 
 
-def _rows(ray: Any, results: Any) -> Iterator[tuple[int, int, str | None]]:
-    """The rows of a data set as they are ready: unit, row, JSON.
-
-    Raises:
-        CaptionerError: Ray cannot do the work.
-    """
-    from ray.data import exceptions
-
-    from captioner.batch.ray_tasks import STOPPED
-
-    kinds = [ray.exceptions.RayError, exceptions.SystemException]
-    if hasattr(exceptions, "ExecutionTimeoutError"):  # older versions wait forever
-        kinds.append(exceptions.ExecutionTimeoutError)
-    try:
-        for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for unit, row, text in zip(*table.to_pydict().values(), strict=True):
-                if unit == STOPPED:
-                    raise CaptionerError(text)
-                yield unit, row, text
-    except tuple(kinds) as error:
-        message = f"Ray gave up: {first_line(error)}; finished parts are kept: --resume goes on"
-        raise CaptionerError(message) from None
-
-
-def _dataset(
-    ray: Any, arguments: argparse.Namespace, search: dict[str, Any], units: list[Unit], pool: Pool
-) -> Any:
-    """The results of units as a data set of Ray's, computed as it is read."""
-    from captioner.batch.ray_tasks import CaptionActor, read_units
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.max_errored_blocks = _SPARE_BLOCKS
-    root = arguments.image_root and os.path.abspath(arguments.image_root)
-    tables = [table for unit in units for table in unit.tables]
-    for unit in units:
-        unit.tables.clear()  # Ray has them now; of ten million names that is a gigabyte
-    model = argparse.Namespace(
-        model=[os.path.abspath(path) for path in arguments.model or []] or [None],
-        device="cuda" if pool.gpus else "cpu",
-        precision=arguments.precision,
-    )
-    options = {"batch_size": arguments.batch_size, "workers": arguments.workers, **search}
-    photos = ray.data.from_arrow(tables).map_batches(
-        read_units,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_kwargs={"image_root": root, "column": arguments.column},
-        num_cpus=0,  # mostly waits; the actors have all cores
-        concurrency=min(max(2, pool.size), len(tables)),
-    )
-    return photos.map_batches(
-        CaptionActor,
-        fn_constructor_args=(model, max(1, int(pool.cpus)), arguments.attention_json, options),
-        batch_size=_CALL_BATCHES * arguments.batch_size,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=pool.size),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus,
-    )  # Ray Data starts a dead actor again, and its work, without being asked
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,9 +1,10 @@
-"""A batch run: items in, results in the same order out, failures as results, nothing lost.
+"""A batch run: items in, results out in the same order, failures as results, nothing lost.
 
-Resuming repeats the batch that was interrupted and a few before it, with the same photos in each,
-and writes only the results that are missing. So a resumed file equals that of an uninterrupted run
-to the last digit, though floating-point sums depend on the batch's shape and on how many threads
-share the work: `Captioner.stream` computes several batches at once if it has several.
+A resumed run computes the interrupted batch and a few before it again, with the same images in
+each, and writes only the missing results. So its output equals that of an uninterrupted run to the
+last digit, although floating-point sums depend on the shape of a batch and on how many threads
+compute it: `Captioner.stream` computes several batches at once, each on its share of the cores, if
+there are that many.
 """
 
 from __future__ import annotations
@@ -12,43 +13,46 @@ import contextlib
 import itertools
 import logging
 import re
+import sys
+import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
+
 from captioner.batch.item import Item, Result, escaped, reason
-from captioner.batch.journal import RowFile
 from captioner.batch.metadata import MetadataFolder
-from captioner.batch.progress import Progress
-from captioner.batch.strips import StripFolder
-from captioner.batch.writers import Sink
+from captioner.batch.sidecars import StripFolder
+from captioner.batch.writers import Writer
 from captioner.errors import CaptionerError, ImageError
 from captioner.image.io import ImageSource
+from captioner.outputs import Failure
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
 
 logger = logging.getLogger(__name__)
 
-_REPEATED = 3  # whole batches; with the interrupted one, as many as `stream` has in work at once
+_REPEATED = 3  # whole batches; with the interrupted one, as many as `stream` computes at once
 
 
 @dataclass
 class Summary:
-    """What a run did.
+    """Counts of what a run did.
 
     Attributes:
-        captioned: Photos with a caption.
-        failed: Photos without.
+        captioned: Images with a caption.
+        failed: Images without one.
         kept: Results of an earlier run.
         kept_failed: How many of these are failures.
         kinds: Number of failures of each kind.
-        uncopied: Number of captioned photos without the copy that was asked for, by reason.
+        uncopied: Number of captioned images without the copy that was asked for, by reason.
         seconds: Wall-clock time, without loading the model.
-        stopped_by: With ``fail_fast``: the failure that ended the run.
+        stopped_by: The failure that ended the run, with `fail_fast`.
     """
 
     captioned: int = 0
@@ -62,7 +66,7 @@ class Summary:
 
     @classmethod
     def of_shards(cls, summaries: Iterable[Summary]) -> Summary:
-        """What processes that ran at the same time did together."""
+        """Return the sum over processes that ran at the same time."""
         total = cls()
         for summary in summaries:
             total.captioned += summary.captioned
@@ -76,11 +80,11 @@ class Summary:
 
     @property
     def ok(self) -> bool:
-        """Whether every photo has a caption, and the copy that was asked for."""
+        """Whether every image has a caption, and the copy that was asked for."""
         return not (self.failed or self.kept_failed or self.uncopied or self.stopped_by)
 
     def lines(self) -> list[str]:
-        """For people: ``9,998 captioned, 2 failed, 41 images/s``, then failures by kind."""
+        """Return `9,998 captioned, 2 failed, 41 images/s`, then the failures by kind."""
         text = f"{self.captioned:,} captioned, {self.failed:,} failed"
         if self.seconds:
             rate = (self.captioned + self.failed) / self.seconds
@@ -92,18 +96,89 @@ class Summary:
         copies = [f"  {count:,} × no copy: {kind}" for kind, count in self.uncopied.most_common(10)]
         return [text, *kinds, *copies]
 
-    def add(self, result: Result) -> None:
-        """Count one result."""
-        if isinstance(result, str):
-            self.failed += 1
-            self.kinds[failure_kind(result)] += 1
-        else:
+    def add(self, error: str | None) -> None:
+        """Count one result: its error, None if there is a caption."""
+        if error is None:
             self.captioned += 1
+        else:
+            self.failed += 1
+            self.kinds[failure_kind(error)] += 1
+
+
+class Progress:
+    """A progress bar on standard error, or in a notebook, with rate and time left.
+
+    Args:
+        enabled: Whether to show it.
+        count: Returns the number of images, None if it is unknown; called in a thread, because a
+            million names take a while to list.
+        label: The text before the bar.
+    """
+
+    def __init__(
+        self,
+        enabled: bool,
+        count: Callable[[], int | None] | None = None,
+        label: str | None = None,
+    ):
+        self._bar = tqdm(
+            desc=label,
+            unit=" images",
+            disable=not enabled,
+            file=sys.stderr,
+            smoothing=0.1,
+            dynamic_ncols=True,
+        )
+        self._count = count
+        if enabled and count is not None:
+            threading.Thread(target=self._find_total, daemon=True, name="count").start()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, failed: int) -> None:
+        """Count one more image; `failed` is the number of failures so far."""
+        if failed:
+            self._bar.set_postfix(failed=failed, refresh=False)
+        self._bar.update()
+
+    def skip(self) -> None:
+        """Count one image of an earlier run, which must not count towards the rate."""
+        if not self._bar.disable:
+            self._bar.initial += 1
+            self._bar.n += 1
+
+    def _find_total(self) -> None:
+        assert self._count is not None
+        with contextlib.suppress(Exception):  # the run itself meets the same error and reports it
+            self._bar.total = self._count()
 
 
 def failure_kind(error: str) -> str:
-    """An error without what differs from photo to photo: numbers, details, brackets."""
+    """Return an error without what differs between images: numbers, details, brackets."""
     return re.sub(r"\d[\d,.]*", "#", re.split(r" \(|: ", error)[0])
+
+
+def load_captioner(
+    paths: Sequence[str | None], *, device: str = "auto", precision: str = "auto"
+) -> Captioner:
+    """Load a model, or several models that caption together.
+
+    Args:
+        paths: Model files; None is the shipped model.
+        device: As for `Captioner.from_pretrained`.
+        precision: As for `Captioner.from_pretrained`.
+    """
+    if len(paths) > 1:
+        from captioner.ensemble import Ensemble
+
+        return Ensemble.load(paths, device=device, precision=precision)
+    from captioner.api import Captioner
+
+    return Captioner.from_pretrained(paths[0], device=device, precision=precision)
 
 
 def caption_items(
@@ -117,30 +192,28 @@ def caption_items(
     """Caption items in order; see `Captioner.stream` for the options.
 
     Yields:
-        Each item with its caption or, as a string, the reason why it has none.
+        Each item with its caption or failure.
 
     Raises:
-        CaptionerError: The device has not enough memory.
+        CaptionerError: The device runs out of memory.
     """
-    from captioner.api import Failure
-
     waiting: deque[Item] = deque()  # in the pipeline, in order
 
-    def photos() -> Iterator[ImageSource]:
+    def sources() -> Iterator[ImageSource]:
         for item in items:
             waiting.append(item)
-            # A broken item travels as a picture without data: a million of them do not pile up.
+            # A broken item passes through as an image without data, so that they never pile up.
             yield item.source if item.error is None else b""
 
-    stream = captioner.stream(photos(), batch_size=batch_size, workers=workers, **search)
+    stream = captioner.stream(sources(), batch_size=batch_size, workers=workers, **search)
     with contextlib.closing(stream):  # type: ignore[type-var]
         try:
             for result in stream:
                 item = waiting.popleft()
                 if item.error is not None:
-                    yield item, item.error
+                    yield item, Failure(item.source, item.error)
                 elif isinstance(result, Failure):
-                    yield item, reason(item.source, result.error)
+                    yield item, Failure(item.source, reason(item.source, result.error))
                 else:
                     yield item, result
         except RuntimeError as error:
@@ -154,28 +227,28 @@ def caption_items(
 def run(
     captioner: Captioner,
     items: Iterable[Item],
-    sink: Sink,
+    writer: Writer,
     *,
     batch_size: int = 32,
     strips: StripFolder | None = None,
     copies: MetadataFolder | None = None,
-    errors: RowFile | None = None,
+    errors: Writer | None = None,
     fail_fast: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Summary:
-    """Caption items into a sink, going on where an earlier run of the sink stopped.
+    """Caption items into a writer, continuing where an earlier run stopped.
 
     Args:
         captioner: The model.
         items: From `open_sources`.
-        sink: Closed at the end, whatever happens.
-        batch_size: Photos encoded and decoded together.
-        strips: Where attention strips go.
-        copies: Where copies with the caption in their metadata go.
+        writer: Takes the results; closed at the end, whatever happens.
+        batch_size: Images encoded and decoded together.
+        strips: Takes attention strips.
+        copies: Takes copies with the caption in their metadata.
         errors: Also takes the failures, those of the earlier run included; closed at the end.
         fail_fast: Stop before the first failure, which gets no row: a resumed run tries it again.
-        progress: The bar.
+        progress: The progress bar.
         **options: As for `caption_items`.
 
     Raises:
@@ -184,103 +257,76 @@ def run(
     progress = progress or Progress(enabled=False)
     summary = Summary()
     start = time.monotonic()
-    resumed = _Resume(sink, strips, copies, errors, summary, progress, batch_size)
+    resumed = _Resume(writer, copies, errors, summary, progress, batch_size)
     results = caption_items(captioner, resumed.items(items), batch_size=batch_size, **options)
     complete = False
     try:
         with contextlib.closing(results), warnings.catch_warnings():  # type: ignore[type-var]
-            warnings.filterwarnings("ignore", module="PIL")  # remarks on files that are rows anyway
+            warnings.filterwarnings("ignore", module="PIL")  # about files that get a row anyway
             for item, result in results:
                 if resumed.is_repeated():
                     continue
-                if strips is not None and not isinstance(result, str):
+                if strips is not None and not isinstance(result, Failure):
                     try:
                         strips.write(item, result)
                     except ImageError as error:
-                        result = f"no attention strip: {reason(item.source, str(error))}"
-                if copies is not None and not isinstance(result, str):
+                        why = reason(item.source, str(error))
+                        result = Failure(item.source, f"no attention strip: {why}")
+                if copies is not None and not isinstance(result, Failure):
                     try:
                         copies.write(item, result)
                     except ImageError as error:
                         logger.warning("%s: captioned, but no copy: %s", escaped(item.name), error)
                         summary.uncopied[failure_kind(str(error))] += 1
-                if isinstance(result, str) and fail_fast:
-                    summary.stopped_by = f"{escaped(item.name)}: {result}"
-                    return summary
-                deliver(item, result, sink, errors, summary)
+                if isinstance(result, Failure):
+                    if fail_fast:
+                        summary.stopped_by = f"{escaped(item.name)}: {result.error}"
+                        return summary
+                    if not writer.shows_errors:
+                        logger.error("%s: %s", escaped(item.name), result.error)
+                    if errors is not None:
+                        errors.write(item, result)
+                writer.write(item, result)
+                summary.add(result.error if isinstance(result, Failure) else None)
                 progress.advance(summary.failed)
         complete = True
     finally:
         summary.seconds = time.monotonic() - start
         try:
-            sink.close(complete)
+            writer.close(complete)
         finally:
             if errors is not None:
-                errors.close()
+                errors.close(complete=True)
     return summary
 
 
-def deliver(
-    item: Item, result: Result, sink: Sink, errors: RowFile | None, summary: Summary
-) -> None:
-    """Bring one result to all who want it.
-
-    Args:
-        item: The photo.
-        result: Its caption or failure.
-        sink: Takes it; failures that it does not show are logged.
-        errors: Takes failures.
-        summary: Counts it.
-
-    Raises:
-        CaptionerError: It cannot be written.
-    """
-    if isinstance(result, str):
-        if not sink.shows_errors:
-            logger.error("%s: %s", escaped(item.name), result)
-        if errors is not None:
-            errors.write(errors.form.encode(item, result) or "")
-    sink.write(item, result)
-    summary.add(result)
-
-
+@dataclass
 class _Resume:
-    """Skips what an earlier run has done, but for the last few batches, which are repeated."""
+    """Skips what an earlier run has done, except the last few batches, which are computed again."""
 
-    def __init__(
-        self,
-        sink: Sink,
-        strips: StripFolder | None,
-        copies: MetadataFolder | None,
-        errors: RowFile | None,
-        summary: Summary,
-        progress: Progress,
-        batch_size: int,
-    ):
-        self.sink = sink
-        self.strips = strips
-        self.copies = copies
-        self.errors = errors
-        self.summary = summary
-        self.progress = progress
-        self.batch_size = batch_size
-        self._repeated = 0
+    writer: Writer
+    copies: MetadataFolder | None
+    errors: Writer | None
+    summary: Summary
+    progress: Progress
+    batch_size: int
+    _repeated: int = 0
 
     def is_repeated(self) -> bool:
-        """Whether the next result of the stream is in the sink already."""
+        """Return whether the next result of the stream has been written already."""
         self._repeated -= 1
         return self._repeated >= 0
 
     def items(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items still to caption, after the repeated ones."""
-        batches: deque[list[Item]] = deque([[]], maxlen=_REPEATED + 1)  # the last that are done
+        """Yield the items still to caption, after those that are computed again."""
+        batches: deque[list[Item]] = deque([[]], maxlen=_REPEATED + 1)  # the last ones done
         skipping = True
         for item in items:
             if item.error is None:
-                item = replace(item, error=self.sink.refuse(item))
-            kept = self.sink.kept(item)
-            if kept is not None:
-                self._note(item, kept.error)
+                item = replace(item, error=self.writer.refuse(item))
+            previous = self.writer.previous(item)
+            if previous is not None:
+                self._keep(item, previous.error)
                 if skipping:
                     batches[-1].append(item)
                     if len(batches[-1]) == self.batch_size:
@@ -293,16 +339,13 @@ class _Resume:
                 batches.clear()
             yield item
 
-    def _note(self, item: Item, error: str | None) -> None:
-        """Count a kept result, and do what its writing would have done beside the sink."""
+    def _keep(self, item: Item, error: str | None) -> None:
+        """Count a result of an earlier run, and repeat what goes with writing it."""
         self.summary.kept += 1
         self.progress.skip()
-        if error is None:
-            if self.strips is not None:
-                self.strips.claim(item)
-            if self.copies is not None and not self.copies.has(item):
-                self.summary.uncopied["none was made by the earlier run"] += 1
-        else:
+        if error is not None:
             self.summary.kept_failed += 1
             if self.errors is not None:
-                self.errors.write(self.errors.form.encode(item, error) or "")
+                self.errors.write(item, Failure(item.source, error))
+        elif self.copies is not None and not self.copies.has(item):
+            self.summary.uncopied["none was made by the earlier run"] += 1

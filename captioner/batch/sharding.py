@@ -1,12 +1,12 @@
-"""One run on several processes: which of them does which photos, and how they meet at the end.
+"""One run on several processes: which process captions which images, and how the run ends.
 
-Photos are dealt by whole batches: batch b of the stream goes to shard b mod N. Every shard lists
-all the photos but opens only its own, and each batch has the very photos that it would have in a
-single process, so a photo's caption is the same to the last digit however many shards there are.
+Images are assigned by whole batches: batch b of the stream belongs to shard b mod N. Every shard
+lists all images but opens only its own, and each batch has the same images as in a single process,
+so the caption of an image is the same to the last digit however many shards there are.
 
-Under ``torchrun`` the processes know of each other (`Team`), and rank 0 puts the results together;
-shards started one by one, such as the tasks of an array job, need never run at the same time, and
-``captioner merge`` does it (`parts.merge_parts`).
+Under `torchrun` the processes are connected (`RankGroup`), and rank 0 merges the results. Shards
+that are started one by one, such as the tasks of an array job, need not run at the same time;
+`captioner merge` merges their results (`shard_files.merge_shards`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 
 from captioner.batch.item import Item
 from captioner.batch.runner import Summary
-from captioner.batch.sidecars import SidecarSink
-from captioner.batch.strips import StripFolder
 from captioner.errors import ConfigError
 from captioner.utils.device import torchrun_process
 
@@ -33,12 +31,12 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Shard:
-    """A share of a run.
+    """The share of a run that one process captions.
 
     Attributes:
-        index: From 0.
-        count: Of all shards.
-        launched: Whether a launcher such as ``torchrun`` started all of them together.
+        index: Its number, from 0.
+        count: Number of shards.
+        launched: Whether a launcher such as `torchrun` started all of them together.
     """
 
     index: int
@@ -50,20 +48,21 @@ class Shard:
 
 
 def find_shard(option: str | None) -> Shard | None:
-    """The shard of this process, None if it is to caption everything.
+    """Return the shard of this process, None if it captions everything.
 
     Args:
-        option: What ``--shard`` says, ``I/N``; None looks for what ``torchrun`` tells its
-            processes: ``RANK`` and ``WORLD_SIZE`` in the environment.
+        option: `--shard I/N`; None reads what `torchrun` tells its processes: `RANK` and
+            `WORLD_SIZE` in the environment.
 
     Raises:
-        ConfigError: The option makes no sense, here or at all.
+        ConfigError: The option is malformed, or `torchrun` has assigned a shard already.
     """
     process = torchrun_process()
-    count = process.world_size
     if option is None:
-        return Shard(process.rank, count, launched=True) if count > 1 else None
-    if count > 1:
+        if process.world_size == 1:
+            return None
+        return Shard(process.rank, process.world_size, launched=True)
+    if process.world_size > 1:
         raise ConfigError("torchrun deals out the shards itself: leave --shard out")
     parts = re.fullmatch(r"(\d+)/(\d+)", option)
     if not parts or int(parts[1]) >= int(parts[2]):
@@ -72,51 +71,39 @@ def find_shard(option: str | None) -> Shard | None:
 
 
 def is_restarted() -> bool:
-    """Whether ``torchrun --max-restarts`` started this process in place of one that died."""
+    """Return whether `torchrun --max-restarts` started this process to replace a dead one."""
     return torchrun_process().restarts > 0
 
 
-class Deal:
-    """Deals the photos of a run to its shards, batch by batch.
+class ShardAssignment:
+    """Assigns the images of a run to its shards, batch by batch.
 
     Args:
-        shard: Of this process.
-        batch_size: Photos that a batch has.
+        shard: The shard of this process.
+        batch_size: Images per batch.
+
+    Attributes:
+        total: Images seen so far, those of other shards included.
     """
 
     def __init__(self, shard: Shard, batch_size: int):
         self.shard = shard
         self.batch_size = batch_size
         self.total = 0
-        """Photos seen so far, those of other shards included."""
 
-    def items(
-        self,
-        items: Iterable[Item],
-        *,
-        strips: StripFolder | None = None,
-        sidecars: SidecarSink | None = None,
-    ) -> Iterator[Item]:
-        """The photos of this shard, each with its index in the run.
+    def items(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the images of this shard, each with its index in the run.
 
         Args:
-            items: Of the whole run.
-            strips: Hears of all photos, so that the shards agree on names.
-            sidecars: Hears of the others' photos, so that no two have one sidecar.
+            items: All images of the run.
         """
         for index, item in enumerate(items):
             self.total = index + 1
-            item = replace(item, index=index)
-            own = index // self.batch_size % self.shard.count == self.shard.index
-            if strips is not None:
-                strips.announce(item, own=own)
-            if own:
-                yield item
-            elif sidecars is not None:
-                sidecars.claim(item)
+            if index // self.batch_size % self.shard.count == self.shard.index:
+                yield replace(item, index=index)
 
     def share(self, total: int | None) -> int | None:
-        """How many of so many photos are this shard's."""
+        """Return how many of `total` images are this shard's."""
         if total is None:
             return None
         rounds, rest = divmod(total, self.batch_size * self.shard.count)
@@ -124,20 +111,19 @@ class Deal:
         return rounds * self.batch_size + own
 
 
-class Team:
+class RankGroup:
     """The processes that a launcher started together.
 
-    They tell rank 0 that they are done through the launcher's key-value store, a TCP connection
-    that works without a process group, on CPUs and GPUs alike. Files on the shared disk could not
-    say so safely: those of an earlier run that is being overwritten look just as finished. A
-    process that dies says nothing; the launcher notices and ends the others, so nobody waits for
-    it, and nothing is merged.
+    They report to rank 0 through the launcher's key-value store, a TCP connection that works
+    without a process group, on CPUs and GPUs alike. Files on the shared disk would not be safe:
+    those of an earlier run that is being overwritten look finished too. A process that dies reports
+    nothing; the launcher notices and ends the others, so nobody waits and nothing is merged.
 
     Args:
-        shard: Of this process.
+        shard: The shard of this process.
 
     Raises:
-        ConfigError: The others cannot be reached.
+        ConfigError: The other processes cannot be reached.
     """
 
     def __init__(self, shard: Shard):
@@ -154,8 +140,8 @@ class Team:
             ) from None
 
     @property
-    def leads(self) -> bool:
-        """Whether this is rank 0, which speaks for all."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which merges the results and prints the summary."""
         return self.shard.index == 0
 
     def report(self, summary: Summary) -> None:
@@ -163,7 +149,7 @@ class Team:
         self._store.set(self._key(self.shard.index), json.dumps(vars(summary)))
 
     def gather(self) -> Summary:
-        """Wait until all shards are done: what they did together."""
+        """Wait until all shards are done and return the sum of their summaries."""
         return Summary.of_shards(self._wait())
 
     def _wait(self) -> Iterator[Summary]:

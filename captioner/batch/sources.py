@@ -1,23 +1,25 @@
-"""Where photos come from: whatever a person names on the command line, as a stream of items.
+"""Sources of images: files, folders, globs, lists, archives and tables become a stream of items.
 
-Sources are generators: a million paths are never held at once. What is wrong with a source (a
-folder that cannot be read, a damaged archive, a bad line of a manifest) is an item with an error,
-in its place, so that it becomes a row of the result like any other failure.
+Sources are generators: a million paths are never held at once. A problem with a source (a folder
+that cannot be read, a damaged archive, a bad line of a list) becomes an item with an error in its
+place, and so a row of the result like any other failure.
 
-Order is always the same for the same files, which is what makes a run resumable: arguments as
-given, manifests and archives by line, folders sorted by name.
+The same files always come in the same order, so that a run can be resumed: arguments as given,
+lists and archives by line, folders sorted by name.
 """
 
 from __future__ import annotations
 
 import glob
 import logging
+import lzma
 import os
+import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from captioner.batch.archives import ARCHIVE_SUFFIXES, read_archive
 from captioner.batch.item import Item
 from captioner.batch.lists import LIST_SUFFIXES, read_list, read_stdin
 from captioner.batch.parquet import PARQUET_SUFFIXES, count_rows, read_parquet
@@ -26,8 +28,21 @@ from captioner.image.io import IMAGE_SUFFIXES
 logger = logging.getLogger(__name__)
 
 STDIN = "-"
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 STRIP_SUFFIX = ".attention.png"
-"""Ending of the attention strips: a folder search leaves them out, they are our own."""
+"""Ending of the attention strips, which a search of a folder leaves out."""
+
+_MAX_BYTES = 256 * 1024**2
+"""Largest archive member that is read: several are held in memory at once."""
+_MAX_HEADER = 1024**2
+"""Longest name or extended attribute, which `tarfile` reads before it gives the member."""
+_READ_WHOLE = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 _Reader: TypeAlias = Callable[[str, "str | None"], Iterator[Item]]  # (path, image_root) -> items
 
@@ -40,17 +55,17 @@ def open_sources(
     column: str | None = None,
     null_separated: bool = False,
 ) -> Iterator[Item]:
-    """All photos of all sources, in order.
+    """Yield all images of all sources, in order.
 
     Args:
-        paths: Files, folders, glob patterns, ``-`` for names (or one picture) on standard input,
-            ``.txt``/``.csv``/``.tsv``/``.jsonl``/``.json`` manifests, ``.tar`` archives,
-            ``.parquet`` tables, folders of such tables.
+        paths: Files, folders, glob patterns, `-` for names (or one image) on standard input,
+            `.txt`/`.csv`/`.tsv`/`.jsonl`/`.json` lists, `.tar` archives, `.parquet` tables, folders
+            of such tables.
         recursive: Search subfolders too.
-        image_root: What manifests' relative names are relative to; None tries the manifest's own
-            folder, its ``images`` folder (COCO JSON), then the working directory.
-        column: The column of Parquet tables that holds the photos; None finds it by its name.
-        null_separated: Names on standard input end in NUL, as ``find -print0`` writes them.
+        image_root: The folder that relative names in lists start from; None tries the list's own
+            folder, its `images` folder (COCO JSON), then the working directory.
+        column: The column of Parquet tables that holds the images; None finds it by its name.
+        null_separated: Names on standard input end in NUL, as `find -print0` writes them.
     """
     empty = []
     found = 0
@@ -63,12 +78,12 @@ def open_sources(
             yield item
         if found == before:
             empty.append(path)
-    if found and empty:  # with nothing at all, it is for the caller to complain
+    if found and empty:  # if there is nothing at all, the caller complains
         logger.warning("no photos in %s", ", ".join(empty))
 
 
 def expand(path: str, *, recursive: bool = False) -> Iterator[str]:
-    """The files that a glob pattern or a folder of tables stands for; all else as it is."""
+    """Yield the files that a glob pattern or a folder of tables stands for, other paths as is."""
     if path != STDIN and glob.has_magic(path) and not os.path.lexists(path):
         yield from _matches(path)
     elif os.path.isdir(path) and next(_folder(path, recursive, set()), None) is None:
@@ -77,19 +92,19 @@ def expand(path: str, *, recursive: bool = False) -> Iterator[str]:
         yield path
 
 
-def holds_photos(path: str) -> bool:
-    """Whether a file has photos inside: an archive, or a table (which may name them instead)."""
+def is_container(path: str) -> bool:
+    """Return whether a file has images inside: an archive, or a table (which may name them)."""
     return _has_suffix(path, (*ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES)) and not os.path.isdir(path)
 
 
-def count_photos(
+def count_images(
     paths: Sequence[str],
     *,
     recursive: bool = False,
     image_root: str | None = None,
     column: str | None = None,
 ) -> int | None:
-    """How many items `open_sources` will give, or None where counting means reading it all."""
+    """Return how many items `open_sources` yields, None if counting means reading it all."""
     if any(path == STDIN or _has_suffix(path, ARCHIVE_SUFFIXES) for path in paths):
         return None
     return sum(1 for path in paths for _ in _open(path, recursive, image_root, count_rows))
@@ -102,7 +117,7 @@ def _open(
     read_table: _Reader,
     null_separated: bool = False,
 ) -> Iterator[Item]:
-    """The photos of one argument."""
+    """Yield the images of one argument."""
     if path == STDIN:
         return read_stdin(null_separated)
     if os.path.isdir(path):
@@ -113,7 +128,7 @@ def _open(
 
 
 def _file(path: str, image_root: str | None, read_table: _Reader) -> Iterator[Item]:
-    """One file, which its ending says to be a manifest, a table, an archive or else a picture."""
+    """Yield the images of one file; its ending tells a list, a table, an archive or an image."""
     if _has_suffix(path, ARCHIVE_SUFFIXES):
         return read_archive(path)
     if _has_suffix(path, PARQUET_SUFFIXES):
@@ -124,7 +139,7 @@ def _file(path: str, image_root: str | None, read_table: _Reader) -> Iterator[It
 
 
 def _glob(pattern: str, image_root: str | None, read_table: _Reader) -> Iterator[Item]:
-    """Files that match, as if each had been named; folders are left out (``**`` enters them)."""
+    """Yield the images of the files that match; folders are left out (`**` enters them)."""
     for path in _matches(pattern):
         yield from _file(path, image_root, read_table)
 
@@ -132,7 +147,7 @@ def _glob(pattern: str, image_root: str | None, read_table: _Reader) -> Iterator
 def _folder_or_tables(
     folder: str, recursive: bool, image_root: str | None, read_table: _Reader
 ) -> Iterator[Item]:
-    """A named folder; if there is no picture in it, its Parquet tables, as Spark writes them."""
+    """Yield the images of a folder; if it has none, those of its Parquet tables (Spark's way)."""
     empty = True
     for item in _folder(folder, recursive, set()):
         empty = False
@@ -155,9 +170,10 @@ def _tables(folder: str) -> Iterator[str]:
 
 
 def _folder(folder: str, recursive: bool, visited: set[tuple[int, int]]) -> Iterator[Item]:
-    """Pictures of a folder by their ending, then those of its subfolders; hidden files left out.
+    """Yield the images of a folder by their ending, then those of its subfolders.
 
-    Links to folders are followed, but each folder is visited once, so that loops end.
+    Hidden files are left out. Links to folders are followed, but each folder is visited once, so
+    that loops end.
     """
     files: list[str] = []
     folders: list[str] = []
@@ -168,11 +184,11 @@ def _folder(folder: str, recursive: bool, visited: set[tuple[int, int]]) -> Iter
         visited.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):  # among them macOS's ._photo.jpg, no pictures
+                if entry.name.startswith("."):  # such as macOS's ._photo.jpg, which is not an image
                     continue
                 if recursive and _is_folder(entry):
                     folders.append(entry.name)
-                elif _is_picture(entry.name):
+                elif _is_image(entry.name):
                     files.append(entry.name)
     except OSError as error:
         yield Item(folder, error=f"cannot read the folder: {error.strerror}")
@@ -187,13 +203,65 @@ def _folder(folder: str, recursive: bool, visited: set[tuple[int, int]]) -> Iter
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: opening it will say so
+    except OSError:  # a link to itself: reading it reports the error
         return False
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return _has_suffix(name, IMAGE_SUFFIXES) and not name.endswith(STRIP_SUFFIX)
 
 
 def _has_suffix(path: str, suffixes: Iterable[str]) -> bool:
     return path.lower().endswith(tuple(suffixes))
+
+
+def read_archive(path: str) -> Iterator[Item]:
+    """Yield the images of a `.tar` archive, plain or compressed, read once from front to back.
+
+    An image is named `shard.tar/member.jpg`. Other members, such as WebDataset's `.json`, are left
+    out. A damaged archive yields its images up to the damage, then an item with the error.
+    """
+    found = 0
+    try:
+        with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every member
+                folder_and_name = member.name.rsplit("/", 1)
+                if not member.isfile() or folder_and_name[-1].startswith("."):
+                    continue
+                if os.path.splitext(member.name)[1].lower() not in IMAGE_SUFFIXES:
+                    continue
+                name = f"{path}/{member.name}"
+                if member.size > _MAX_BYTES:
+                    yield Item(name, error=f"too large: {member.size:,} bytes in the archive")
+                    continue
+                file = archive.extractfile(member)
+                assert file is not None  # None is for members that are not files
+                data = file.read()  # all of it, or an error
+                found += 1
+                yield Item(name, data)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            yield Item(path, error=error.strerror)
+        else:
+            yield Item(path, error=f"damaged archive after {found:,} photos ({error})")
+
+
+class _Header(tarfile.TarInfo):
+    """Member headers that report damage: `tarfile` itself takes it for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _READ_WHOLE and header.size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a name of {header.size:,} bytes")
+        return header
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # zeros: the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset:,}") from None

@@ -1,11 +1,15 @@
-"""Where results go: standard output, a file that can be resumed, or sidecars."""
+"""Where results go: standard output, or a file that an interrupted run can continue.
+
+`open_writer` makes the writer that the user asked for.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from captioner.batch.formats import (
     BareFormat,
@@ -13,15 +17,16 @@ from captioner.batch.formats import (
     CsvFormat,
     Format,
     JsonLinesFormat,
-    Kept,
+    PreviousResult,
     TextFormat,
+    to_row,
 )
 from captioner.batch.item import Item, Result
-from captioner.batch.journal import Mode, RowFile
-from captioner.batch.parquet import import_pyarrow
-from captioner.batch.row_sinks import CocoSink, JsonSink, ParquetSink, RowSink
-from captioner.batch.sidecars import SidecarSink
+from captioner.batch.journal import Journal, Mode
+from captioner.batch.parquet import import_pyarrow, write_parquet
+from captioner.batch.sidecars import SidecarWriter
 from captioner.errors import CaptionerError, ConfigError
+from captioner.utils.files import replacing
 
 _SUFFIXES = {
     ".txt": "text",
@@ -35,32 +40,32 @@ _SUFFIXES = {
 _ARRAYS = ("json", "coco")
 
 
-class Sink(Protocol):
-    """Takes results one by one, in the order of the items.
+class Writer(Protocol):
+    """Takes the results of a run one by one, in the order of the items.
 
     Attributes:
-        shows_errors: Whether failed photos appear in it; if not, they have to be told elsewhere.
+        shows_errors: Whether failures appear in the output; if not, the run logs them.
     """
 
     shows_errors: bool
 
     def refuse(self, item: Item) -> str | None:
-        """Why this sink cannot take a caption of the item, if it cannot."""
+        """Return why no caption of this item can be written; None if it can."""
 
-    def kept(self, item: Item) -> Kept | None:
-        """What an earlier run made of the item, if it came to it.
+    def previous(self, item: Item) -> PreviousResult | None:
+        """Return the result of an earlier run for this item, if there is one.
 
-        Asked for every item in order, after `refuse`.
+        The run asks for every item in order, after `refuse`.
         """
 
     def write(self, item: Item, result: Result) -> None:
-        """Take a result."""
+        """Write a result."""
 
     def close(self, complete: bool) -> None:
-        """Finish; ``complete`` if the run reached its end."""
+        """Finish the output; `complete` tells whether the run reached its end."""
 
 
-def open_sink(
+def open_writer(
     output: str | None,
     form: str | None = None,
     *,
@@ -68,55 +73,72 @@ def open_sink(
     captions: int = 1,
     attention: bool = False,
     bare: bool = False,
-) -> Sink:
-    """The sink that the user asked for.
+) -> Writer:
+    """Open the output that the user asked for.
 
     Args:
         output: A file; None writes to standard output.
         form: One of `captioner.batch.FORMATS`; None takes it from the file's ending, or text.
-        mode: What to do if the output is there already.
-        captions: Captions a photo.
-        attention: JSON formats and Parquet: add the attention maps.
-        bare: Without ``output`` and ``form``: print the captions without names.
+        mode: What to do if the output exists.
+        captions: Captions per image.
+        attention: Add the attention maps to JSON and Parquet.
+        bare: Print captions without names, if neither `output` nor `form` is given.
 
     Raises:
-        ConfigError: The options do not go together.
+        ConfigError: The options contradict each other.
         CaptionerError: The output cannot be opened.
     """
     if form == "sidecar":
         if output is not None:
             raise ConfigError("sidecars are written beside the photos: leave -o out")
-        return SidecarSink(mode)
+        return SidecarWriter(mode)
     if form == "parquet" and output is None:
         raise ConfigError("Parquet needs a file: add -o")
     if output is None:
         if mode == "resume":
             raise ConfigError("--resume needs a file to go on with: add -o")
         if form is None and bare:
-            return StreamSink(BareFormat())
-        return _stream(form or "text", captions, attention)
+            return StreamWriter(BareFormat())
+        return _open_stream(form or "text", captions, attention)
     path, form = Path(output), format_of(output, form)
     if path.is_dir():
         raise ConfigError(f"-o {output} is a folder: name a file in it")
-    if path.exists() and not path.is_file():  # a pipe or a device: nothing to keep or to lock
+    if path.exists() and not path.is_file():  # a pipe or a device cannot be locked or resumed
         if form == "parquet":
             raise ConfigError(f"-o {output}: Parquet needs a regular file")
-        return _stream(form, captions, attention, path)
+        return _open_stream(form, captions, attention, path)
+    return open_file(path, form, mode=mode, captions=captions, attention=attention)
+
+
+def open_file(
+    path: Path, form: str, *, mode: Mode, captions: int = 1, attention: bool = False
+) -> RowWriter:
+    """Open a regular file; see `open_writer`."""
     if form == "parquet":
-        import_pyarrow()  # its absence should be told before the work
-        return ParquetSink(path, mode, attention)
-    if form == "coco":
-        return CocoSink(path, mode)
-    if form == "json":
-        return JsonSink(path, mode, attention)
-    return RowSink(RowFile(path, _records(form, captions, attention), mode))
+        import_pyarrow()  # complain before the work starts
+        return WholeWriter(path, None, mode, attention)
+    format = format_named(form, captions)
+    if form in _ARRAYS:
+        return WholeWriter(path, format, mode, attention)
+    return RowWriter(Journal(path, format, mode), attention)
+
+
+def is_finished(output: str | None, form: str | None = None) -> bool:
+    """Return whether an output is complete, so that there is nothing to resume.
+
+    Only a file that is made at the end of a run (JSON, COCO, Parquet) can tell.
+    """
+    if output is None or form == "sidecar" or format_of(output, form) not in (*_ARRAYS, "parquet"):
+        return False
+    path = Path(output)
+    return path.is_file() and path.stat().st_size > 0 and not _partial(path).exists()
 
 
 def format_of(output: str, form: str | None = None) -> str:
-    """The format of a file: the one asked for, or else by its ending.
+    """Return the format of a file: the given one, or that of the file's ending.
 
     Raises:
-        ConfigError: Its ending says nothing.
+        ConfigError: The ending is unknown.
     """
     form = form or _SUFFIXES.get(Path(output).suffix.lower())
     if form is None:
@@ -125,33 +147,42 @@ def format_of(output: str, form: str | None = None) -> str:
     return form
 
 
-def _records(form: str, captions: int, attention: bool) -> Format:
-    formats: dict[str, Callable[[], Format]] = {
-        "text": TextFormat,
-        "jsonl": lambda: JsonLinesFormat(attention),
-        "csv": lambda: CsvFormat(captions),
-        "json": lambda: JsonLinesFormat(attention),
-        "coco": CocoFormat,
-    }
-    return formats[form]()
+def format_named(form: str, captions: int = 1) -> Format:
+    """Return the format of the records; those of an array are its elements."""
+    if form == "csv":
+        return CsvFormat(captions)
+    return {"text": TextFormat, "coco": CocoFormat}.get(form, JsonLinesFormat)()
 
 
-def _stream(form: str, captions: int, attention: bool, path: Path | None = None) -> StreamSink:
-    return StreamSink(_records(form, captions, attention), array=form in _ARRAYS, path=path)
+def _open_stream(
+    form: str, captions: int, attention: bool, path: Path | None = None
+) -> StreamWriter:
+    return StreamWriter(
+        format_named(form, captions), attention=attention, array=form in _ARRAYS, path=path
+    )
 
 
-class StreamSink:
-    """Standard output, or a file that is no regular one.
+class StreamWriter:
+    """Standard output, a pipe or a device.
 
     Args:
-        records: How results look.
-        array: Make one JSON array of the records.
+        format: The format of the records.
+        attention: Add the attention maps.
+        array: Join the records into one JSON array.
         path: A pipe or device; None is standard output.
     """
 
-    def __init__(self, records: Format, *, array: bool = False, path: Path | None = None):
-        self.records = records
-        self.shows_errors = records.has_errors
+    def __init__(
+        self,
+        format: Format,
+        *,
+        attention: bool = False,
+        array: bool = False,
+        path: Path | None = None,
+    ):
+        self.format = format
+        self.shows_errors = format.has_errors
+        self._attention = attention
         self._array = array
         self._written = 0
         self._file: TextIO = sys.stdout
@@ -159,41 +190,178 @@ class StreamSink:
         if path is not None:
             self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115
         elif hasattr(sys.stdout, "reconfigure"):
-            # A terminal keeps its own encoding; what it cannot show comes out escaped.
+            # A terminal keeps its own encoding; characters that it lacks are escaped.
             encoding = None if sys.stdout.isatty() else "utf-8"
             sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
 
     def refuse(self, item: Item) -> str | None:
-        """See `Sink.refuse`."""
-        return self.records.refuse(item)
+        """See `Writer.refuse`."""
+        return self.format.refuse(item)
 
-    def kept(self, item: Item) -> None:
-        """Nothing: there is no earlier run."""
+    def previous(self, item: Item) -> None:
+        """Return None: a stream holds no earlier results."""
 
     def write(self, item: Item, result: Result) -> None:
-        """See `Sink.write`."""
-        record = self.records.encode(item, result)
+        """See `Writer.write`."""
+        record = self.format.encode(to_row(item, result, attention=self._attention))
         if record is None:
             return
         if self._array:
             record = (",\n" if self._written else "[\n") + record.rstrip("\n")
         elif not self._written:
-            record = self.records.header + record
+            record = self.format.header + record
         self._written += 1
         self._write(record)
 
     def close(self, complete: bool) -> None:
-        """See `Sink.close`."""
+        """See `Writer.close`."""
         self._write(("\n]\n" if self._written else "[]\n") if self._array else "")
         if self._file is not sys.stdout:
             self._file.close()
 
     def _write(self, text: str) -> None:
         try:
-            if text:  # a closed pipe is none of our business while there is nothing to say
+            if text:  # a closed pipe does not matter while there is nothing to write
                 self._file.write(text)
             self._file.flush()
-        except BrokenPipeError:  # its reader has seen enough
+        except BrokenPipeError:  # the reader has stopped reading
             raise
         except OSError as error:
             raise CaptionerError(f"cannot write {self._name}: {error.strerror}") from None
+
+
+class RowWriter:
+    """A file of records: text, JSON Lines or CSV.
+
+    Images that failed in an earlier run stay failed: the resumed file is what an uninterrupted run
+    would have written. Text has no records of failures: images before the last record that are
+    missing count as failed, those after it are tried again.
+
+    Args:
+        journal: The file.
+        attention: Add the attention maps.
+        path: The output to name in messages, if it is not the journal itself.
+    """
+
+    def __init__(self, journal: Journal, attention: bool = False, path: Path | None = None):
+        self.journal = journal
+        self.path = path or journal.path
+        self.shows_errors = journal.format.has_errors
+        self._attention = attention
+        self._previous: Iterator[PreviousResult] = journal.previous()
+        try:
+            self._next = next(self._previous, None)
+        except CaptionerError:
+            journal.close(complete=False)
+            raise
+
+    def refuse(self, item: Item) -> str | None:
+        """See `Writer.refuse`."""
+        return self.journal.format.refuse(item)
+
+    def previous(self, item: Item) -> PreviousResult | None:
+        """See `Writer.previous`.
+
+        Raises:
+            CaptionerError: The file holds results of other images.
+        """
+        result = self._next
+        if result is None:
+            return None
+        if result.name != self.journal.format.name(item):
+            if not self.journal.format.has_errors:
+                return PreviousResult(item.name, "failed in an earlier run")
+            raise CaptionerError(
+                f"{self.path} has a result for {result.name!r} where {item.name!r} is due: "
+                "resume with the same photos in the same order, or add --overwrite"
+            )
+        self._next = next(self._previous, None)
+        return result
+
+    def write(self, item: Item, result: Result) -> None:
+        """See `Writer.write`."""
+        self.write_row(to_row(item, result, attention=self._attention))
+
+    def write_row(self, row: dict[str, Any]) -> None:
+        """Write a result in the form that `to_row` gives it."""
+        record = self.journal.format.encode(row)
+        if record is not None:
+            self.journal.write(record)
+
+    def close(self, complete: bool) -> None:
+        """See `Writer.close`.
+
+        Raises:
+            CaptionerError: The file holds results of images that this run does not have.
+        """
+        strange, self._next = self._next, None
+        self.journal.close(complete and strange is None)
+        if complete and strange is not None:
+            raise CaptionerError(
+                f"{self.path} has a result for {strange.name!r}, which is not among these "
+                "photos: resume with the same photos in the same order, or add --overwrite"
+            )
+
+
+class WholeWriter(RowWriter):
+    """A file that cannot grow: rows are collected in `FILE.partial` and converted at the end.
+
+    Args:
+        path: The file.
+        format: The format of an array's elements; None makes a Parquet table.
+        mode: What to do if the file or its `.partial` exists.
+        attention: Add the attention maps.
+
+    Raises:
+        CaptionerError: The file exists, or cannot be written.
+    """
+
+    def __init__(self, path: Path, format: Format | None, mode: Mode, attention: bool = False):
+        exists = path.exists() and path.stat().st_size > 0
+        if exists and (mode == "new" or (mode == "resume" and not _partial(path).exists())):
+            raise CaptionerError(f"{path} exists already: --overwrite writes it anew")
+        super().__init__(Journal(_partial(path), JsonLinesFormat(), mode), attention, path)
+        self._format = format
+        self.shows_errors = format is None or format.has_errors
+
+    def refuse(self, item: Item) -> str | None:
+        """See `Writer.refuse`."""
+        return None if self._format is None else self._format.refuse(item)
+
+    def close(self, complete: bool) -> None:
+        """See `Writer.close`."""
+        if complete and self._next is None:
+            self.journal.flush()
+            try:
+                with replacing(self.path) as temporary:
+                    if self._format is None:
+                        write_parquet(self.journal.path, temporary)
+                    else:
+                        _write_array(self._format, self.journal.path, temporary)
+            except OSError as error:
+                self.journal.close(complete=False)
+                raise CaptionerError(
+                    f"cannot write {self.path}: {error.strerror or error}; "
+                    f"the results are kept in {self.journal.path}: --resume goes on"
+                ) from None
+            self.journal.path.unlink(missing_ok=True)
+        super().close(complete)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _write_array(format: Format, rows: Path, target: Path) -> None:
+    """Make a JSON array of a file of JSON Lines."""
+    separator = "[\n"
+    with (
+        open(rows, encoding="utf-8", newline="\n") as lines,
+        open(target, "w", encoding="utf-8") as file,
+    ):
+        for line in lines:
+            record = format.encode(json.loads(line))
+            if record is not None:
+                file.write(separator + record.rstrip("\n"))
+                separator = ",\n"
+        file.write("[]\n" if separator == "[\n" else "\n]\n")

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.cli.options import given_search_options, load_captioner, search_options
+from captioner.cli.options import given_search_options, model_options, search_options
 from captioner.data.annotations import read_captions
 from captioner.errors import CaptionerError, ConfigError
 from captioner.evaluation.compare import compare_files
@@ -34,9 +34,11 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         check_libraries()
     search = search_options(arguments)
     examples = read_captions(arguments.captions, arguments.images, arguments.split)
-    captioner = load_captioner(arguments)
 
+    from captioner.batch.runner import load_captioner
     from captioner.evaluation.evaluate import evaluate
+
+    captioner = load_captioner(**model_options(arguments))
 
     photos: list[ReportImage] = []
 

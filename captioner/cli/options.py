@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from captioner.batch import FORMATS
 from captioner.decoding.options import OPTION_NAMES, WORD_OPTIONS, DecodingOptions
 from captioner.errors import ConfigError
 
-if TYPE_CHECKING:
-    from captioner.api import Captioner
 
 
 def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
@@ -204,18 +202,10 @@ def run_settings(arguments: argparse.Namespace, search: dict[str, Any]) -> dict[
     return {"search": search, **{name: getattr(arguments, name) for name in names}}
 
 
-def load_captioner(arguments: argparse.Namespace) -> Captioner:
-    """The model, or the models together, that the arguments name."""
-    options = {"device": arguments.device, "precision": arguments.precision}
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `load_captioner`: the models that caption together, and where."""
     paths = arguments.model if isinstance(arguments.model, list) else [arguments.model]
-    if len(paths) > 1:
-        from captioner.api import Ensemble
-
-        return Ensemble.load(paths, **options)
-
-    from captioner.api import Captioner
-
-    return Captioner.from_pretrained(paths[0], **options)
+    return {"paths": paths, "device": arguments.device, "precision": arguments.precision}
 
 
 def _penalty(text: str) -> float | str:

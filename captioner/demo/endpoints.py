@@ -17,7 +17,7 @@ from gradio import FileData
 from gradio.processing_utils import save_base64_to_cache
 from gradio.utils import get_upload_folder
 
-from captioner.batch.formats import JsonLinesFormat
+from captioner.batch.formats import to_row
 from captioner.demo.components import BATCH_QUEUE, MODEL_QUEUE
 from captioner.demo.models import Models
 from captioner.demo.security import MAX_FILE_BYTES, MAX_TEXT
@@ -79,7 +79,7 @@ def add(models: Models) -> None:
         files = [_upload(photo) for photo in (photos if isinstance(photos, list) else [photos])]
         options = _decoding_options(captions, beam)
         results = caption_uploads(_choose(models, model), files, options)
-        return [JsonLinesFormat().row(item, result) for item, result in results]
+        return [to_row(item, result) for item, result in results]
 
     def score(photo: FileData, sentence: str, model: str = "") -> dict[str, Any]:
         """Score a sentence about a photo.

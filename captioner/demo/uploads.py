@@ -102,7 +102,7 @@ def caption_uploads(
         options: Decoding options, as for `Captioner.stream`.
 
     Yields:
-        Each image with its caption or, as a string, the reason why it has none.
+        Each image with its caption or failure.
 
     Raises:
         ConfigError: The options contradict each other.

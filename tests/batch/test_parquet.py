@@ -6,10 +6,10 @@ import os
 import sys
 
 import pytest
+from captioner.batch.parquet_sink import write_parquet
 from helpers.fake_captioner import FakeCaptioner, caption_to, make_photos, save
 from PIL import Image
 
-from captioner.batch.parquet_sink import write_parquet
 from captioner.batch.sources import count_photos, open_sources
 from captioner.batch.writers import open_sink
 from captioner.cli import main as cli

@@ -21,7 +21,6 @@ from captioner.errors import CaptionerError, ConfigError
 
 pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'captioner[ray]'")
 
-from captioner.batch.ray import _plan
 from captioner.batch.ray_cluster import Pool, choose_pool
 from captioner.batch.ray_parts import Collector, PartFolder, part_name
 from captioner.batch.ray_tasks import (
@@ -33,6 +32,8 @@ from captioner.batch.ray_tasks import (
     encode_photos,
     read_units,
 )
+
+from captioner.batch.ray import _plan
 
 # ------------------------------------------------------------------------------------- what travels
 

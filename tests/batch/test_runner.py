@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+from captioner.batch.strips import StripFolder
 from helpers.fake_captioner import FakeCaptioner, caption_to, make_photos, names, save
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,6 @@ from captioner.batch.item import Item, escaped, reason
 from captioner.batch.journal import RowFile
 from captioner.batch.runner import Summary, failure_kind, run
 from captioner.batch.sources import open_sources
-from captioner.batch.strips import StripFolder
 from captioner.batch.writers import open_sink
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.image import io as images

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from captioner.batch.parts import merge_parts
 from helpers.fake_captioner import FakeCaptioner, make_photos, save
 from helpers.tiny_files import environment
 from helpers.tiny_files import make_photos as make_pictures
 
 from captioner.batch.item import Item
-from captioner.batch.parts import merge_parts
 from captioner.batch.sharding import Deal, Shard, Team, find_shard
 from captioner.cli import caption as command
 from captioner.cli import main as cli

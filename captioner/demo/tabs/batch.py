@@ -20,6 +20,7 @@ from captioner.demo.session import error_payload
 from captioner.demo.settings import Settings, decoding_options
 from captioner.demo.uploads import OpenedImage, Upload, caption_uploads, count_uploads
 from captioner.errors import CaptionerError
+from captioner.outputs import Failure
 
 _EVERY = 0.3  # seconds between two updates of the table
 _HINT = (
@@ -110,8 +111,8 @@ def row_payload(image: OpenedImage, result: Result) -> dict[str, Any]:
     if image.thumbnail:
         encoded = base64.b64encode(image.thumbnail).decode("ascii")
         row["thumbnail"] = "data:image/jpeg;base64," + encoded
-    if isinstance(result, str):
-        return {**row, "error": result}
+    if isinstance(result, Failure):
+        return {**row, "error": result.error}
     others = [other.text for other in result.candidates[1:]]
     return {**row, "caption": result.text, "score": round(result.score, 2), "others": others}
 
