@@ -46,7 +46,7 @@ class Journal:
 
     def __init__(self, path: Path, format: Format, mode: Mode = "new"):
         self.path = path
-        self.formatat = format
+        self.format = format
         self.records = 0
         created = not os.path.lexists(path)
         self._lock = contextlib.ExitStack()
@@ -234,7 +234,7 @@ class PartFolder:
         self._lock = contextlib.ExitStack()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _take_lock(self._lock, folder / "parts")
+            _take_lock(self._lock, folder)
         except OSError as error:
             raise CaptionerError(f"cannot write {folder}: {error.strerror}") from None
 

@@ -31,6 +31,7 @@ from captioner.batch.writers import Writer
 from captioner.errors import CaptionerError, ImageError
 from captioner.image.io import ImageSource
 from captioner.outputs import Failure
+from captioner.utils.device import Precision
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
@@ -163,22 +164,24 @@ def failure_kind(error: str) -> str:
 
 
 def load_captioner(
-    paths: Sequence[str | None], *, device: str = "auto", precision: str = "auto"
+    paths: Sequence[str] | None, *, device: str = "auto", precision: Precision = "auto"
 ) -> Captioner:
     """Load a model, or several models that caption together.
 
     Args:
-        paths: Model files; None is the shipped model.
+        paths: Model files; None or none is the shipped model.
         device: As for `Captioner.from_pretrained`.
         precision: As for `Captioner.from_pretrained`.
     """
-    if len(paths) > 1:
+    if paths and len(paths) > 1:
         from captioner.ensemble import Ensemble
 
         return Ensemble.load(paths, device=device, precision=precision)
     from captioner.api import Captioner
 
-    return Captioner.from_pretrained(paths[0], device=device, precision=precision)
+    return Captioner.from_pretrained(
+        paths[0] if paths else None, device=device, precision=precision
+    )
 
 
 def caption_items(

@@ -91,8 +91,8 @@ def caption_command(arguments: argparse.Namespace) -> int:
         errors = None
         if arguments.errors and shard is None:  # those of shards are known when all are done
             # Written anew when resuming: the output holds the failures of the earlier run.
-            path, how = Path(arguments.errors), "new" if mode == "new" else "overwrite"
-            errors = RowWriter(Journal(path, JsonLinesFormat(), how))
+            how: Mode = "new" if mode == "new" else "overwrite"
+            errors = RowWriter(Journal(Path(arguments.errors), JsonLinesFormat(), how))
             on_failure.callback(errors.close, complete=False)
         strips = None
         if arguments.attention:
@@ -149,7 +149,7 @@ def _caption_on_ray(arguments: argparse.Namespace) -> int:
     _check_ray(arguments)
     _check_model(arguments, search)
     model = model_options(arguments)
-    model["paths"] = [path and os.path.abspath(path) for path in model["paths"]]
+    model["paths"] = [os.path.abspath(path) for path in model["paths"] or []]
     root = arguments.image_root and os.path.abspath(arguments.image_root)
     ray = import_ray(arguments.ray_address, arguments.verbose)
     summary, start = Summary(), time.monotonic()
@@ -176,8 +176,8 @@ def _caption_on_ray(arguments: argparse.Namespace) -> int:
         units = [unit for unit in units if unit.name not in done]
         if units:
             bar = not arguments.quiet and sys.stderr.isatty()
-            counts = [unit.count for unit in units]
-            total = None if None in counts else sum(counts)
+            counts = [unit.count for unit in units if unit.count is not None]
+            total = sum(counts) if len(counts) == len(units) else None
             with (
                 Progress(bar, lambda: total) as progress,
                 cluster(ray, arguments.ray_address, arguments.verbose),

@@ -204,7 +204,8 @@ def run_settings(arguments: argparse.Namespace, search: dict[str, Any]) -> dict[
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load_captioner`: the models that caption together, and where."""
-    paths = arguments.model if isinstance(arguments.model, list) else [arguments.model]
+    model = arguments.model
+    paths = model if isinstance(model, list) or model is None else [model]
     return {"paths": paths, "device": arguments.device, "precision": arguments.precision}
 
 

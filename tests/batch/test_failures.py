@@ -15,7 +15,7 @@ from helpers.fake_captioner import FakeCaptioner, caption_to, names, save
 from helpers.tiny_files import environment, make_photos
 
 from captioner.api import Captioner, Failure
-from captioner.batch import archives
+from captioner.batch import sources
 from captioner.batch.item import Item
 from captioner.batch.runner import caption_items
 from captioner.batch.sources import open_sources
@@ -279,7 +279,7 @@ def test_a_compressed_bomb_of_a_name(tmp_path):
 
 
 def test_a_member_that_would_fill_memory_is_not_read(photos, monkeypatch):
-    monkeypatch.setattr(archives, "_MAX_BYTES", 200)
+    monkeypatch.setattr(sources, "_MAX_BYTES", 200)
     (photos / "05.png").write_bytes(bytes(201))
     for number in (0, 1):
         (photos / f"{number:02}.png").write_bytes(bytes(200))
@@ -323,7 +323,7 @@ def test_broken_items_do_not_pile_up():
 
     results = caption_items(FakeCaptioner(), items(), batch_size=4)
     for number, (item, result) in enumerate(results):
-        assert (item.name, result) == (str(number), "broken")
+        assert (item.name, result.error) == (str(number), "broken")
         assert asked <= number + 5
 
 

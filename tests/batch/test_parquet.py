@@ -6,12 +6,12 @@ import os
 import sys
 
 import pytest
-from captioner.batch.parquet_sink import write_parquet
 from helpers.fake_captioner import FakeCaptioner, caption_to, make_photos, save
 from PIL import Image
 
-from captioner.batch.sources import count_photos, open_sources
-from captioner.batch.writers import open_sink
+from captioner.batch.parquet import write_parquet
+from captioner.batch.sources import count_images, open_sources
+from captioner.batch.writers import open_writer
 from captioner.cli import main as cli
 from captioner.errors import CaptionerError, ConfigError
 
@@ -128,7 +128,7 @@ def test_globs_and_folders_of_tables(tmp_path):
     expected = ["0.png", "0.png", "1.png", "1.png", "2.png", "2.png"]
     for source in (tmp_path / "d.parquet", tmp_path / "d.parquet" / "*.parquet"):
         assert [item.name for item in items(source)] == expected
-        assert count_photos([str(source)]) == 6
+        assert count_images([str(source)]) == 6
     picture = save(tmp_path / "d.parquet" / "photo.png")
     assert [item.name for item in items(picture.parent)] == [str(picture)]
 
@@ -136,7 +136,7 @@ def test_globs_and_folders_of_tables(tmp_path):
 def test_counting_reads_the_footer_alone(tmp_path, monkeypatch):
     path = table(tmp_path / "t.parquet", {"image": [png()] * 5}, row_group_size=2)
     monkeypatch.setattr(pq, "ParquetFile", None)
-    assert count_photos([path]) == 5
+    assert count_images([path]) == 5
 
 
 def test_a_damaged_table_gives_what_can_be_read(tmp_path):
@@ -233,7 +233,7 @@ def test_what_is_there_is_not_lost(tmp_path, monkeypatch):
 
     def second():
         with pytest.raises(CaptionerError, match="another captioner"):
-            open_sink(str(output), mode="resume")
+            open_writer(str(output), mode="resume")
 
     caption_to(output, [photos], captioner=FakeCaptioner(on_batch=second))
     before = output.read_bytes()
@@ -256,13 +256,13 @@ def test_what_is_there_is_not_lost(tmp_path, monkeypatch):
 
 def test_unusable_outputs(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="-o"):
-        open_sink(None, "parquet")
+        open_writer(None, "parquet")
     os.mkfifo(tmp_path / "pipe.parquet")
     with pytest.raises(ConfigError, match="regular file"):
-        open_sink(str(tmp_path / "pipe.parquet"))
+        open_writer(str(tmp_path / "pipe.parquet"))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match=r"captioner\[parquet\]"):
-        open_sink(str(tmp_path / "out.parquet"))
+        open_writer(str(tmp_path / "out.parquet"))
     with pytest.raises(ConfigError, match=r"captioner\[parquet\]"):
         items(tmp_path / "in.parquet")
 

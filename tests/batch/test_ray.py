@@ -1,8 +1,8 @@
-"""``--engine ray``: what it plans, carries and puts together; Ray itself, with a killed actor."""
+"""`--engine ray`: what it plans, carries and puts together; Ray itself, with a killed actor."""
 
-import argparse
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,81 +14,65 @@ import pytest
 import torch
 from helpers.tiny_files import environment, make_photos
 
-from captioner.batch.item import Item
+from captioner.batch import ray
+from captioner.batch.journal import PartFolder, part_name
+from captioner.batch.ray import CaptionActor, Pool, choose_pool, plan, read_pieces
 from captioner.batch.sources import open_sources
 from captioner.cli import main as cli
+from captioner.cli.options import run_settings
 from captioner.errors import CaptionerError, ConfigError
 
-pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'captioner[ray]'")
+# --------------------------------------------------------------------------------------- on workers
 
-from captioner.batch.ray_cluster import Pool, choose_pool
-from captioner.batch.ray_parts import Collector, PartFolder, part_name
-from captioner.batch.ray_tasks import (
-    STOPPED,
-    CaptionActor,
-    Photo,
-    decode_photos,
-    encode_file,
-    encode_photos,
-    read_units,
-)
 
-from captioner.batch.ray import _plan
-
-# ------------------------------------------------------------------------------------- what travels
+def pieces(units, size=3):
+    """What workers read, in another working directory and in another process."""
+    units = pickle.loads(pickle.dumps(list(units)))
+    folder = os.getcwd()
+    os.chdir("/")
+    try:
+        return [list(read_pieces(unit, folder, size)) for unit in units]
+    finally:
+        os.chdir(folder)
 
 
 def test_photos_survive_the_journey(tmp_path, monkeypatch):
-    items = [
-        Item("plain.jpg", str(tmp_path / "plain.jpg"), id=7),
-        Item("text id", b"\xff\xd8bytes", id="seven"),
-        Item("caf\udce9.jpg", "/photos/caf\udce9.jpg"),  # a file name that is not UTF-8
-        Item("lone \ud800 in a list\n", b"", error="no such\nthing"),
-    ]
-    photos = [Photo(3, row, item) for row, item in enumerate(items)] + [Photo(3, 4, None)]
-    assert decode_photos(encode_photos(photos)) == photos
     monkeypatch.chdir(tmp_path)
-    (arrived,) = decode_photos(encode_photos([Photo(0, 0, Item("a.jpg", "a.jpg"))]))
-    assert arrived.item == Item("a.jpg", str(tmp_path / "a.jpg"))
+    lines = [
+        '{"image": "plain.jpg", "id": 7}',
+        '{"image": "text.jpg", "id": "seven"}',
+        json.dumps({"image": "caf\udce9.jpg"}),  # a file name that is not UTF-8
+        json.dumps({"image": "lone \ud800 in a list\n"}),
+        "no JSON",
+    ]
+    Path("list.jsonl").write_text("\n".join(lines))
+    expected = list(open_sources(["list.jsonl"]))
+    ((first, second),) = pieces(plan(["list.jsonl"], ""))
+    found = [*first, *second]
+    assert [len(first), len(second)] == [3, 2]
+    assert [(i.name, i.id, i.error) for i in found] == [(i.name, i.id, i.error) for i in expected]
+    assert found[0].source == str(tmp_path / "plain.jpg")
 
 
 def test_an_archive_is_read_like_by_the_local_engine(photos, monkeypatch):
     archive = make_archive("shard.tar", photos)
-    expected = list(open_sources([archive]))
-    table = encode_file(5, archive)
-    monkeypatch.chdir("/")  # a worker's working directory is another
-    found = [photo for part in read_units(table) for photo in decode_photos(part)]
-    assert [photo.item for photo in found] == [*expected, None]
-    assert [photo.row for photo in found] == [0, 1, 2, 3, 4, 5]
-    assert {photo.unit for photo in found} == {5}
+    ((first, second),) = pieces(plan([archive], ""))
+    assert [*first, *second] == list(open_sources([archive]))
+    monkeypatch.setattr(ray, "_PIECE_BYTES", 1)
+    assert list(map(len, *pieces(plan([archive], "")))) == [1] * 5
 
 
-def test_an_actor_captions_a_table_or_tells_why_it_cannot(photos, model):
-    items = list(open_sources([str(photos)]))[:2]
-    table = encode_photos([Photo(4, 0, items[0]), Photo(4, 1, items[1]), Photo(4, 2, None)])
-    arguments = argparse.Namespace(model=[str(model)], device="cpu", precision="fp32")
+def test_an_actor_captions_a_piece_or_tells_why_it_cannot(photos, model):
+    items = list(open_sources([str(photos), "missing.png"]))[3:]
+    given = {"paths": [str(model)], "device": "cpu", "precision": "fp32"}
     threads = torch.get_num_threads()
-    actor = CaptionActor(arguments, threads, False, {"batch_size": 2, "beam": 1})
-    rows = actor(table).to_pylist()
-    assert [(row["unit"], row["row"]) for row in rows] == [(4, 0), (4, 1), (4, 2)]
-    assert [json.loads(row["json"])["image"] for row in rows[:2]] == [i.name for i in items]
-    assert rows[2]["json"] is None
-    arguments.model = ["gone.safetensors"]
-    rows = CaptionActor(arguments, threads, False, {})(table).to_pylist()
-    assert rows == [{"unit": STOPPED, "row": 0, "json": "no model file gone.safetensors"}]
-
-
-def test_a_unit_is_complete_with_all_its_rows_in_any_order_and_twice():
-    collector = Collector()
-    assert collector.add(0, 2, None) is None  # two rows are coming
-    assert collector.add(0, 1, "b") is None
-    assert collector.add(0, 1, "b") is None  # a worker died behind it
-    assert not collector.is_new(0, 1)
-    assert collector.add(1, 0, None) == []  # an empty archive
-    assert collector.add(0, 0, "a") == ["a", "b"]
-    assert not collector.is_new(0, 0)
-    again = [collector.add(0, *row) for row in ((0, "a"), (1, "b"), (2, None))]
-    assert again == [None, None, None]  # a part is written once
+    rows, error = CaptionActor(given, threads, False, {"batch_size": 2, "beam": 1}).caption(items)
+    assert error is None
+    assert [json.loads(row)["image"] for row, _ in rows] == [item.name for item in items]
+    assert [error for _, error in rows] == [None, None, "no such file"]
+    given["paths"] = ["gone.safetensors"]
+    found = CaptionActor(given, threads, False, {}).caption(items)
+    assert found == ([], "no model file gone.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +105,8 @@ def test_gpus_that_are_not_there():
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_parts_are_kept_and_strangers_refused(tmp_path, form):
+    if form == "parquet":
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     names = [part_name(0, ["a", "b"]), part_name(1, ["c"])]
     rows = ['{"image": "a", "caption": "x"}', '{"image": "b", "error": "broken"}']
     parts = PartFolder(tmp_path / "out", form, "new")
@@ -133,7 +119,7 @@ def test_parts_are_kept_and_strangers_refused(tmp_path, form):
         PartFolder(tmp_path / "out", form, "new")
     parts = PartFolder(tmp_path / "out", form, "resume")
     assert parts.begin(names) == {names[0]}
-    assert list(parts.kept(names[0])) == [None, "broken"]
+    assert list(parts.previous_errors(names[0])) == [None, "broken"]
     with pytest.raises(CaptionerError, match="not a part of these"):
         parts.begin([part_name(0, ["a", "z"]), names[1]])
     parts.close()
@@ -149,16 +135,16 @@ def test_part_names_tell_what_is_inside():
 
 
 def test_part_names_tell_how_they_were_made(photos):
-    def plan(*options, **search):
+    def names(*options, **search):
         arguments = cli._build_parser()[1]["caption"].parse_args([*options, *sources])
-        return [unit.name for unit in _plan(arguments, search)]
+        return [unit.name for unit in plan(sources, json.dumps(run_settings(arguments, search)))]
 
     sources = [str(photos), make_archive("shard.tar", photos)]
-    names = plan()
-    assert len(names) == 2
-    assert plan() == plan("--workers", "2", "--batch-size", "3") == names
-    others = [plan(beam=5), plan("-m", "x"), plan("--column", "img"), plan("--attention-json")]
-    assert all(set(other).isdisjoint(names) for other in others)
+    expected = names()
+    assert len(expected) == 2
+    assert names() == names("--workers", "2", "--batch-size", "3") == expected
+    others = [names(beam=5), names("-m", "x"), names("--column", "img"), names("--attention-json")]
+    assert all(set(other).isdisjoint(expected) for other in others)
 
 
 # ------------------------------------------------------------------------------------- the command
@@ -214,8 +200,8 @@ def test_the_same_captions_though_an_actor_is_killed_and_a_part_is_lost(tmp_path
     caption(tmp_path, [*sources, *options, "-o", "local.jsonl"])
     expected = read_rows([tmp_path / "local.jsonl"])
 
-    ray = [*sources, *options, "-o", "out", "--engine", "ray", "--ray-workers", "1"]
-    process = caption(tmp_path, ray, wait=False)
+    on_ray = [*sources, *options, "-o", "out", "--engine", "ray", "--ray-workers", "1"]
+    process = caption(tmp_path, on_ray, wait=False)
     out = tmp_path / "out"
     wait_for(lambda: list(out.glob("part-*")) or process.poll() is not None)
     killed = actors(tmp_path)
@@ -232,7 +218,7 @@ def test_the_same_captions_though_an_actor_is_killed_and_a_part_is_lost(tmp_path
 
     whole = parts[-1].read_text()
     parts[-1].unlink()
-    process = caption(tmp_path, [*ray, "--resume"])
+    process = caption(tmp_path, [*on_ray, "--resume"])
     assert process.returncode == 1
     assert "kept from an earlier run (1 of them failed)" in process.stderr
     assert same(read_rows(sorted(out.glob("part-*.jsonl"))), expected)

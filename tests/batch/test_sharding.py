@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from captioner.batch.parts import merge_parts
 from helpers.fake_captioner import FakeCaptioner, make_photos, save
 from helpers.tiny_files import environment
 from helpers.tiny_files import make_photos as make_pictures
 
 from captioner.batch.item import Item
-from captioner.batch.sharding import Deal, Shard, Team, find_shard
+from captioner.batch.shard_files import merge_shards
+from captioner.batch.sharding import RankGroup, Shard, ShardAssignment, find_shard
 from captioner.cli import caption as command
 from captioner.cli import main as cli
 from captioner.errors import CaptionerError
@@ -50,7 +50,7 @@ def caption(capsys, monkeypatch):
     """Run ``captioner caption`` with a fake model -> (status, stderr)."""
 
     def call(*arguments, captioner=None):
-        monkeypatch.setattr(command, "load_captioner", lambda arguments: captioner or Fake())
+        monkeypatch.setattr(command, "load_captioner", lambda **options: captioner or Fake())
         status = cli.main(["caption", *map(str, arguments)])
         return status, capsys.readouterr().err
 
@@ -83,10 +83,10 @@ def test_every_photo_is_dealt_once_and_batches_stay_whole(count, batch_size):
     for total in range(23):
         seen = {}
         for index in range(count):
-            deal = Deal(Shard(index, count), batch_size)
-            own = [item.index for item in deal.items(Item(str(n)) for n in range(total))]
-            assert deal.total == total
-            assert deal.share(total) == len(own)
+            assignment = ShardAssignment(Shard(index, count), batch_size)
+            own = [item.index for item in assignment.items(Item(str(n)) for n in range(total))]
+            assert assignment.total == total
+            assert assignment.share(total) == len(own)
             assert own == sorted(own)
             for start in range(0, len(own), batch_size):
                 batch = own[start : start + batch_size]
@@ -94,7 +94,7 @@ def test_every_photo_is_dealt_once_and_batches_stay_whole(count, batch_size):
                 assert batch == list(range(batch[0], min(batch[0] + batch_size, total)))
             seen |= dict.fromkeys(own, index)
         assert len(seen) == total
-    assert Deal(Shard(0, count), batch_size).share(None) is None
+    assert ShardAssignment(Shard(0, count), batch_size).share(None) is None
 
 
 def test_which_shard(monkeypatch):
@@ -113,7 +113,7 @@ def test_which_shard(monkeypatch):
         find_shard("0/2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(CaptionerError, match=r"MASTER_ADDR.*--shard"):
-        Team(Shard(1, 4, launched=True))
+        RankGroup(Shard(1, 4, launched=True))
 
 
 def test_each_local_rank_has_its_own_gpu(monkeypatch):
@@ -148,9 +148,9 @@ def test_merged_shards_equal_one_process(caption, photos, name, options, count, 
         pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
     options = [*options, "--attention", "maps"]
     status, summary = caption(*PLACES, *BATCH, *options, "--errors", "bad.jsonl", "-o", name)
-    maps = {path.name: path.read_bytes() for path in Path("maps").iterdir()}
+    maps = {path: path.read_bytes() for path in Path("maps").rglob("*.png")}
     whole, failures = Path(name).read_bytes(), Path("bad.jsonl").read_bytes()
-    for path in (Path(name), Path("bad.jsonl"), *Path("maps").iterdir()):
+    for path in (Path(name), Path("bad.jsonl"), *maps):
         path.unlink()
 
     statuses = [status for status, _ in shards(caption, count, name, *options)]
@@ -166,7 +166,7 @@ def test_merged_shards_equal_one_process(caption, photos, name, options, count, 
         line for line in lines if line.startswith("  ")
     ]
     assert not list(Path().glob("*.shards"))
-    assert {path.name: path.read_bytes() for path in Path("maps").iterdir()} == maps
+    assert {path: path.read_bytes() for path in Path("maps").rglob("*.png")} == maps
 
 
 def test_drawn_sentences_are_those_of_one_process(model, tmp_path, capsys):
@@ -185,7 +185,7 @@ def test_a_merge_refuses_what_is_not_complete(caption, photos, capsys):
 
     def refused(pattern):
         with pytest.raises(CaptionerError, match=pattern):
-            merge_parts("out.jsonl")
+            merge_shards("out.jsonl")
         assert Path("out.jsonl").read_text() == "what was there\n"
 
     refused("no parts")
@@ -219,7 +219,7 @@ def test_a_merge_refuses_what_is_not_complete(caption, photos, capsys):
     part.write_bytes(whole[:-1])
     refused("not done: 1")
     part.write_bytes(whole)
-    assert merge_parts("out.jsonl").captioned == 13
+    assert merge_shards("out.jsonl").captioned == 13
     caption(*PLACES, *BATCH, "-o", "one.jsonl")
     assert Path("out.jsonl").read_bytes() == Path("one.jsonl").read_bytes()
 
@@ -231,11 +231,11 @@ def test_a_full_disk_while_merging_keeps_everything(caption, photos):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(CaptionerError, match=r"cannot write .* still in out.json.shards"):
-            merge_parts("out.json")
+            merge_shards("out.json")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not Path("out.json").exists()
-    merge_parts("out.json")
+    merge_shards("out.json")
     caption(*PLACES, *BATCH, "-o", "one.json")
     assert Path("out.json").read_bytes() == Path("one.json").read_bytes()
 
@@ -281,9 +281,9 @@ def test_resuming_needs_the_same_command(caption, photos):
     assert cli.main(["merge", "out.jsonl"]) == 2
     caption(*options, "--shard", "1/2", "--overwrite")
     assert cli.main(["merge", "out.jsonl"]) == 1
-    for mode in ([], ["--resume"]):
+    for mode, expected in (([], 2), (["--resume"], 0)):  # finished: nothing is left to resume
         status, told = caption(*options, "--shard", "0/2", *mode)
-        assert (status, "--overwrite writes it anew" in told) == (2, True)
+        assert (status, "--overwrite writes it anew" in told) == (expected, True)
 
 
 def test_what_shards_cannot_do(caption, photos):
@@ -303,11 +303,12 @@ def test_what_shards_cannot_do(caption, photos):
 
 
 def test_sidecars_of_shards(caption, photos):
-    save(Path("photos/3.jpg"))  # the same sidecar as 3.png, which another shard has
+    save(Path("photos/3.jpg"))  # before 3.png, which another shard has
     for index in (1, 0):
         caption("photos", "--format", "sidecar", "--batch-size", "1", "--shard", f"{index}/2")
     assert "3.jpg" in Path("photos/3.txt").read_text()
-    assert len(list(Path("photos").glob("*.txt"))) == 6
+    assert "3.png" in Path("photos/3.png.txt").read_text()
+    assert len(list(Path("photos").glob("*.txt"))) == 7
     told = caption("photos", "--format", "sidecar", "--shard", "0/1", "--resume")[1]
     assert "7 kept" in told
 

@@ -14,7 +14,7 @@ import pytest
 from helpers.fake_captioner import caption_to, make_photos, names, save
 
 from captioner.batch.item import Item
-from captioner.batch.sources import count_photos, open_sources
+from captioner.batch.sources import count_images, open_sources
 
 
 @pytest.fixture
@@ -210,5 +210,5 @@ def test_sources_are_lazy(tmp_path):
 def test_count_agrees_with_the_sources(tmp_path, photos):
     (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
     paths = [str(photos), str(tmp_path / "list.txt"), "missing.jpg"]
-    assert count_photos(paths) == len(list(open_sources(paths))) == 10
-    assert count_photos([*paths, "-"]) is None
+    assert count_images(paths) == len(list(open_sources(paths))) == 10
+    assert count_images([*paths, "-"]) is None

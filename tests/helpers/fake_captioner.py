@@ -9,7 +9,7 @@ from PIL import Image
 from captioner.api import Caption, Failure
 from captioner.batch.runner import run
 from captioner.batch.sources import open_sources
-from captioner.batch.writers import open_sink
+from captioner.batch.writers import open_writer
 from captioner.errors import ImageError
 from captioner.image import io as images
 
@@ -74,6 +74,6 @@ def names(*paths, **options):
 
 def caption_to(output, paths, *, mode="new", form=None, captioner=None, batch_size=3, **options):
     """What the command does, without a model."""
-    sink = open_sink(str(output), form, mode=mode)
+    writer = open_writer(str(output), form, mode=mode)
     items = open_sources(map(str, paths))
-    return run(captioner or FakeCaptioner(), items, sink, batch_size=batch_size, **options)
+    return run(captioner or FakeCaptioner(), items, writer, batch_size=batch_size, **options)
