@@ -56,6 +56,7 @@ class Run:
     def __init__(self, server, arguments):
         self._server = server
         self._said = Path(f"stderr-{random.getrandbits(40)}").absolute()
+        self._said.touch()  # the process may be killed before it does so
         self.pid = self._ask(
             arguments=arguments, folder=os.getcwd(), stdout=os.devnull, stderr=str(self._said)
         )
