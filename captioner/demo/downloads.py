@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from captioner.batch.formats import CsvFormat, Format, JsonLinesFormat
+from captioner.batch.formats import CsvFormat, Format, JsonLinesFormat, to_row
 from captioner.batch.item import Item, Result
 from captioner.demo.session import View
 from captioner.image.visualize import animate, word_strip
@@ -89,7 +89,7 @@ class CaptionTables:
             safe = item
             if name.endswith(".csv") and item.name.startswith(_FORMULA):
                 safe = replace(item, name="'" + item.name)
-            self._records[name].append(form.encode(safe, result) or "")
+            self._records[name].append(form.encode(to_row(safe, result)) or "")
 
     def files(self) -> dict[str, bytes]:
         """Return the content of each file by its name."""

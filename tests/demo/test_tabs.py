@@ -26,6 +26,7 @@ from captioner.demo.tabs import about as about_tab
 from captioner.demo.tabs import batch as batch_tab
 from captioner.demo.tabs import compare as compare_tab
 from captioner.demo.uploads import Upload, caption_uploads
+from captioner.outputs import Failure
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -69,7 +70,7 @@ def test_many_photos_are_captioned_as_the_library_does(models, given, folder):
         for number in ("00", "01", "02", "03")
     }
     found = {
-        photo.name: result if isinstance(result, str) else result.text
+        photo.name: result.error if isinstance(result, Failure) else result.text
         for photo, result in caption_uploads(models["tiny"], given, {})
     }
     assert list(found) == ["00.png", "02.png", "03.png", EVIL + ".jpg", "bomb.png", "01.png"]
@@ -84,7 +85,7 @@ def test_too_many_photos_are_cut_off_and_told(models, folder, monkeypatch):
     files = [Upload(str(folder / "00.png"), "a.png")] * 5
     results = [result for _, result in caption_uploads(models["tiny"], files, {})]
     assert len(results) == 4 == uploads.count_uploads(files)
-    assert results[3] == "only 3 photos at a time: the rest is left out"
+    assert results[3].error == "only 3 photos at a time: the rest is left out"
 
 
 def test_giving_up_early_leaves_nothing_running(models, folder):
