@@ -174,7 +174,7 @@ def load_captioner(
         precision: As for `Captioner.from_pretrained`.
     """
     if paths and len(paths) > 1:
-        from captioner.ensemble import Ensemble
+        from captioner.api import Ensemble
 
         return Ensemble.load(paths, device=device, precision=precision)
     from captioner.api import Captioner

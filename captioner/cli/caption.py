@@ -300,7 +300,7 @@ def _check_model(arguments: argparse.Namespace, search: dict[str, Any]) -> None:
     """Find out before Ray starts whether the model exists and knows the required words."""
     from captioner.api import DEFAULT_WEIGHTS
     from captioner.checkpoint import read_header
-    from captioner.decoding.options import search_options as with_words
+    from captioner.decoding.options import decoding_options
 
     for path in arguments.model or [DEFAULT_WEIGHTS]:
-        with_words(read_header(path).vocabulary, **search)
+        decoding_options(read_header(path).vocabulary, **search)

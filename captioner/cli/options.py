@@ -10,7 +10,6 @@ from captioner.decoding.options import OPTION_NAMES, WORD_OPTIONS, DecodingOptio
 from captioner.errors import ConfigError
 
 
-
 def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
     """What ``captioner caption`` takes."""
     add = parser.add_argument
