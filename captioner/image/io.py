@@ -12,6 +12,7 @@ import functools
 import importlib
 import io
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from PIL import Image
 
 from captioner.errors import ImageError
 from captioner.image.pixels import grey_16_to_8_bits, upright_rgb
+from captioner.image.salvage import close_jpeg, count_scans, without_metadata
 from captioner.image.transforms import Preprocess, grid_to_image
 
 __all__ = [
@@ -42,6 +44,7 @@ MAX_PIXELS = 178_956_970
 _HUNGRY = ("WEBP", "AVIF", "HEIF")
 _MAX_BYTES = 1 << 28  # of a file that they read whole
 _MAX_SCANS = 100  # of a progressive JPEG; the usual number is 10
+_PLANAR, _BITS = 284, 258  # TIFF tags
 _AT_ONCE = 1 << 26  # pixels that threads together may be decoding, unless it is a single picture
 
 # Plain pixel formats only. Pillow also reads EPS, PDF-like and vendor formats, some of which start
@@ -86,15 +89,52 @@ def open_image(
             image = upright_rgb(_decode(source, max_pixels, None), None)
         else:
             with _open_stream(source) as stream:
-                image = _identify(stream)
-                if "progressive" in image.info:
-                    _check_scans(stream)
-                with _room.taken(_pixels_to_decode(image, max_pixels, shrink_to)):
-                    image = upright_rgb(_decode(image, max_pixels, shrink_to), shrink_to)
+                image = _read(stream, max_pixels, shrink_to)
     except Exception as error:  # decoders raise anything: SyntaxError, struct.error, MemoryError...
         raise ImageError(f"{_name(source)}: {_explain(error)}") from error
     image.info = {}  # a kept EXIF block would turn the picture a second time
     return image
+
+
+def _read(stream: IO[bytes], max_pixels: int, shrink_to: int | None) -> Image.Image:
+    """Read an encoded image, also where only what lies beside its pixels is damaged.
+
+    Raises:
+        ImageError: The pixels cannot be used.
+    """
+    try:
+        return _read_strictly(stream, max_pixels, shrink_to)
+    except _DamagedError:
+        if (bare := without_metadata(stream)) is not None:
+            with contextlib.suppress(ImageError):
+                return _read_strictly(bare, max_pixels, shrink_to)
+        if copies := close_jpeg(stream):
+            limit = min(max_pixels, _AT_ONCE)
+            with contextlib.suppress(ImageError):
+                first, *others = (_read_strictly(copy, limit, shrink_to) for copy in copies)
+                if all(other.tobytes() == first.tobytes() for other in others):
+                    return first
+        raise
+
+
+def _read_strictly(stream: IO[bytes], max_pixels: int, shrink_to: int | None) -> Image.Image:
+    image = _identify(stream)
+    _refuse_separate_planes(image)
+    if "progressive" in image.info:
+        _check_scans(stream)
+    with _room.taken(_pixels_to_decode(image, max_pixels, shrink_to)):
+        return upright_rgb(_decode(image, max_pixels, shrink_to), shrink_to)
+
+
+def _refuse_separate_planes(image: Image.Image) -> None:
+    """Refuse a TIFF with 16 bits per colour in separate planes, of which Pillow makes noise."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    bits = tags.get(_BITS, (8,))
+    if tags.get(_PLANAR) == 2 and len(bits) > 1 and max(bits) > 8:
+        raise ImageError(
+            "a TIFF of 16-bit colours in separate planes: save it with interleaved colours"
+            " (`tiffcp -p contig`) or with 8 bits"
+        )
 
 
 def _name(source: object) -> str:
@@ -117,6 +157,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, FileNotFoundError):
+        if re.match(r"https?:/", str(error.filename)):
+            return "a web address: download the image first"
         return "no such file"
     if isinstance(error, OSError) and error.errno:
         return error.strerror or text
@@ -199,18 +241,20 @@ def describe_foreign_file(head: bytes) -> str | None:
         return "a tar archive: unpack it, or give it the ending .tar to caption the images in it"
     if head.startswith(b"PAR1"):
         return "a Parquet table: `captioner caption` reads it if its name ends in .parquet"
-    if head.startswith(b"%PDF"):
-        return "a PDF document: save its pages as images"
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")):
         return "an image, not a list of images"
     return None
+
+
+class _DamagedError(ImageError):
+    """A file that a decoder gave up on."""
 
 
 def _damaged(format_name: str | None, error: Exception) -> ImageError:
     """The error for a file that a decoder gave up on."""
     if isinstance(error, (MemoryError, Image.DecompressionBombError)):
         return ImageError(_explain(error))
-    return ImageError(f"damaged or truncated {format_name or 'image'} data ({_explain(error)})")
+    return _DamagedError(f"damaged or truncated {format_name or 'image'} data ({_explain(error)})")
 
 
 class _Room:
@@ -271,8 +315,7 @@ def _check_scans(stream: IO[bytes]) -> None:
     It goes through the whole picture once for each scan, however empty the scan is.
     """
     position = stream.tell()
-    stream.seek(0)
-    scans = sum(block.count(b"\xff\xda") for block in iter(lambda: stream.read(1 << 20), b""))
+    scans = count_scans(stream)
     stream.seek(position)
     if scans > _MAX_SCANS:
         raise ImageError(f"a JPEG of {scans:,} scans: over the limit of {_MAX_SCANS} (a bomb?)")
