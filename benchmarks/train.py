@@ -41,10 +41,10 @@ from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler
 from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
+from captioner.training.data import preprocess_of
 from captioner.training.losses import BatchCounts
 from captioner.training.objectives import Objective, build_objective
 from captioner.training.optim import AveragedWeights, build_optimizer
-from captioner.training.start import preprocess_of
 from captioner.utils.device import autocast, resolve_device
 
 RECIPE = Path(__file__).parents[1] / "configs" / "flickr8k.yaml"
@@ -155,7 +155,7 @@ class Run:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         torch.nn.utils.clip_grad_norm_(trained, self.config.optim.clip)
         self.optimizer.step()
-        self.average.update()
+        self.average.update_parameters(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         end = self.now()
         return {

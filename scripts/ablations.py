@@ -34,7 +34,7 @@ from captioner.errors import CaptionerError
 from captioner.evaluation.evaluate import evaluate
 from captioner.training.data import read_examples
 from captioner.training.log import LOG_FILE, read_log
-from captioner.training.start import check_same_recipe
+from captioner.training.run_state import check_same_recipe
 from captioner.utils.files import replacing
 
 ROOT = Path(__file__).parents[1]

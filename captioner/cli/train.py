@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 from captioner.config import Config
-from captioner.training.alone import exclusive_run_dir
 from captioner.training.distributed import process_group, rank, restarted
-from captioner.training.run_state import has_state
+from captioner.training.run_state import exclusive_run_dir, has_state
 from captioner.training.trainer import Trainer
 
 

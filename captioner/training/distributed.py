@@ -1,8 +1,8 @@
-"""Several processes that train one model: who they are, and the few things they tell each other.
+"""Training in several processes: joining the group, and what its processes exchange.
 
-``torchrun --nproc-per-node N -m captioner train CONFIG`` starts them; torch.distributed does the
-rest (gloo between CPUs, NCCL between GPUs). Gradients are averaged by DistributedDataParallel, so
-every loss here is scaled such that the mean over the ranks is the loss of the global batch.
+`torchrun --nproc-per-node N -m captioner train CONFIG` starts them, and torch.distributed connects
+them (gloo between CPUs, NCCL between GPUs). DistributedDataParallel averages the gradients, so
+every loss is scaled such that its mean over the ranks is the loss of the global batch.
 """
 
 from __future__ import annotations
@@ -19,42 +19,43 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from captioner.errors import CaptionerError
 from captioner.utils.device import resolve_device, torchrun_process
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextlib.contextmanager
 def process_group(device_name: str) -> Iterator[None]:
-    """Join the processes that torchrun started; without torchrun, nothing happens.
+    """Join the processes that torchrun started; do nothing without torchrun.
 
-    What trains must be let go inside, at the end of a function: the group's threads end with the
-    last object that holds it, and a thread still busy when Python exits aborts the process.
+    Use the trainer in a function of its own inside the block: the group's threads end with the last
+    object that refers to it, and a thread still busy when Python exits aborts the process.
 
     Args:
-        device_name: ``auto``, ``cpu``, ``cuda`` ..., as in the recipe.
+        device_name: `auto`, `cpu`, `cuda` ..., as in the recipe.
     """
     device = resolve_device(device_name)
     if torchrun_process().world_size == 1 or dist.is_initialized():
         yield
         return
-    # DistributedDataParallel imports this, and its functions keep, as the default of an argument,
-    # the group of the moment of their import: for ever, were it not before there is one.
+    # DistributedDataParallel imports this module, whose functions keep the group that exists at
+    # import as a default argument: imported before there is one, they keep none.
     importlib.import_module("torch.distributed.nn.functional")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, number, size = next(dist.rendezvous("env://"))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=fresh_corner(store, number, size),
+        store=fresh_store(store, number, size),
         rank=number,
         world_size=size,
     )
@@ -64,42 +65,50 @@ def process_group(device_name: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def fresh_corner(store: dist.Store, number: int, size: int) -> dist.Store:
-    """A part of torchrun's store that the processes of this attempt alone use.
+def fresh_store(store: dist.Store, number: int, size: int, *, timeout: float = 300.0) -> dist.Store:
+    """Agree on a part of torchrun's store that only the processes of this attempt use.
 
-    After a restart the store still holds the addresses of processes that are gone, and torchrun
-    tells no number of the attempt on which several machines agree. So the first process names a
-    new corner and answers each caller there; from the corners of the dead no answer comes.
+    After a restart the store still holds the addresses of the processes before it, and torchrun's
+    count of restarts may differ between machines. So the first process publishes a new random
+    prefix, and answers each process that calls there; prefixes of earlier attempts never answer.
 
     Args:
-        store: That all processes of all attempts see.
-        number: Of this process.
-        size: How many there are.
+        store: The store that all processes of all attempts share.
+        number: Rank of this process.
+        size: Number of processes.
+        timeout: Seconds to wait for the others.
+
+    Raises:
+        CaptionerError: The first process does not answer in time.
     """
-    me = secrets.token_hex(8)
+    token = secrets.token_hex(8)
     if number == 0:
-        store.set("corner", me)
-        corner = dist.PrefixStore(me, store)
+        store.set("prefix", token)
+        fresh = dist.PrefixStore(token, store)
         for other in range(1, size):
-            caller = corner.get(f"caller {other}").decode()  # waits
-            corner.set(f"answer to {caller}", "")
-        return corner
-    while True:
-        corner = dist.PrefixStore(store.get("corner").decode(), store)
-        corner.set(f"caller {number}", me)
-        if corner.check([f"answer to {me}"]):
-            return corner
+            caller = fresh.get(f"caller {other}").decode()  # waits, as long as the store's time-out
+            fresh.set(f"answer to {caller}", "")
+        return fresh
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        fresh = dist.PrefixStore(store.get("prefix").decode(), store)
+        fresh.set(f"caller {number}", token)
+        if fresh.check([f"answer to {token}"]):
+            return fresh
         time.sleep(0.1)
+    raise CaptionerError(
+        f"process {number} of {size}: the first one did not answer in {timeout:g} s"
+    )
 
 
 def restarted() -> bool:
-    """Whether torchrun started these processes again after a failure."""
-    # It counts failures machine by machine: any of them may be the one that knows.
+    """Return whether torchrun started these processes again after a failure."""
+    # Each machine counts its own failures: any of them may have the one that matters.
     return any(gather(torchrun_process().restarts > 0))
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes; no gradient flows through it."""
+    """Return the sum of a tensor over all processes; no gradient flows through it."""
     values = values.detach().clone()
     if dist.is_initialized():
         dist.all_reduce(values)
@@ -107,7 +116,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def gather(value: Any) -> list[Any]:
-    """The plain values of all processes, in the order of their ranks."""
+    """Return the plain values of all processes, in the order of their ranks."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -116,5 +125,5 @@ def gather(value: Any) -> list[Any]:
 
 
 def replicate(module: nn.Module) -> nn.Module:
-    """A module whose gradients are averaged over all processes."""
+    """Wrap a module so that its gradients are averaged over all processes."""
     return DistributedDataParallel(module) if dist.is_initialized() else module

@@ -1,10 +1,10 @@
-"""What training minimises. Every mean is over real tokens or captions; padding never counts.
+"""The losses of training. Every mean is over real tokens or captions; padding never counts.
 
-A global batch may be spread over several processes and over several steps that are accumulated:
-every sum is divided by the global batch's own number of tokens or captions (`BatchCounts`), so that
-it does not matter how the batch was cut.
+A global batch may be split over several processes and into parts whose gradients are accumulated:
+every sum is divided by the number of tokens or captions of the global batch (`BatchCounts`), so
+that the result does not depend on how the batch was split.
 
-Shapes: M real tokens, B photos, C captions per photo, T time, L locations.
+Shapes: M real tokens, B images, C captions per image, T time, L locations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from captioner.training.distributed import sum_over_ranks
 
 
 class BatchCounts(NamedTuple):
-    """What sums are divided by: the counts of the global batch, per process.
+    """Counts of the global batch, per process, that sums are divided by.
 
     The mean over W processes of (their sum / (global count / W)) is the mean over the global
     batch.
@@ -37,16 +37,16 @@ class BatchCounts(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Tensor) -> BatchCounts:
-        """Of a batch that is alone: (B, C) targets of each caption."""
+        """Count a batch that is a global batch by itself, from its lengths (B, C) in targets."""
         return cls(lengths.sum(), (lengths > 0).sum())
 
 
 class Losses(NamedTuple):
-    """The total, and its parts without their weights, for the log.
+    """The loss to differentiate, and its parts for the log.
 
     Attributes:
-        total: What is differentiated.
-        parts: By name; each the mean over the batch.
+        total: The weighted sum.
+        parts: By name, without their weights; each the mean over the batch.
     """
 
     total: Tensor
@@ -56,11 +56,16 @@ class Losses(NamedTuple):
 def caption_losses(
     result: DecoderOutput, config: LossConfig, counts: BatchCounts | None = None
 ) -> Losses:
-    """Cross-entropy + what is asked of the attention.
+    """Compute the cross-entropy and the losses of the attention.
+
+    Args:
+        result: Of a teacher-forced pass.
+        config: The weights.
+        counts: Of the global batch; None if this is all of it.
 
     Returns:
-        With the parts ``cross_entropy`` (per token, with label smoothing, in nats), and those of
-        :func:`attention_losses`.
+        Losses with the parts `cross_entropy` (per token, with label smoothing, in nats), and those
+        of `attention_losses`.
     """
     counts = counts or BatchCounts.of(result.mask.sum(-1))
     cross_entropy = F.cross_entropy(
@@ -70,18 +75,19 @@ def caption_losses(
         reduction="sum",
     )
     cross_entropy = cross_entropy / counts.tokens
-    looks = attention_losses(result.attention, result.mask, config, counts)
-    parts = {"cross_entropy": cross_entropy.detach(), **looks.parts}
-    return Losses(cross_entropy + looks.total, parts)
+    attention = attention_losses(result.attention, result.mask, config, counts)
+    parts = {"cross_entropy": cross_entropy.detach(), **attention.parts}
+    return Losses(cross_entropy + attention.total, parts)
 
 
 def attention_losses(
     attention: Tensor, mask: Tensor, config: LossConfig, counts: BatchCounts
 ) -> Losses:
-    """λ · coverage penalty + weight · max(0, attention entropy - target).
+    """Compute λ · coverage penalty + weight · max(0, attention entropy - target).
 
-    The entropy is averaged over the words before it is compared: a map of a word that names
-    nothing may stay broad while others are sharp. Without a target the maps collapse to one cell.
+    The entropy is averaged over the words before it is compared with the target: the map of a word
+    that names nothing may stay broad while others are sharp. Without a target the maps collapse to
+    single cells.
 
     Args:
         attention: (B, C, T, L).
@@ -90,7 +96,7 @@ def attention_losses(
         counts: Of the global batch.
 
     Returns:
-        With the parts ``coverage``, per caption, and ``attention_entropy``, per token and as a
+        Losses with the parts `coverage`, per caption, and `attention_entropy`, per token and as a
         share of the uniform map's.
     """
     with torch.set_grad_enabled(config.coverage > 0):
@@ -108,25 +114,30 @@ def attention_losses(
 
 
 def coverage_penalty(attention: Tensor, mask: Tensor, target: float | None = None) -> Tensor:
-    """The doubly stochastic penalty Σ_i (τ - Σ_t α_ti)² (Xu et al. 2015, Eq. 14).
+    """Return the doubly stochastic penalty Σ_i (τ - Σ_t α_ti)² (Xu et al. 2015, Eq. 14).
 
     The sum runs over all L locations and all captions.
 
     Args:
         attention: (B, C, T, L).
         mask: (B, C, T), true at real tokens; α at padding is left out of Σ_t.
-        target: τ. The paper's 1 can be met only if T = L; None takes τ = T/L of each caption, so
-            that the penalty is zero for attention that covers all places alike.
+        target: τ. The paper's 1 can be reached only if T = L; None takes τ = T/L of each caption,
+            so that the penalty is zero for attention that covers all locations equally.
     """
     real = mask.to(attention.dtype)
-    looked = (attention * real[..., None]).sum(2)  # (B, C, L)
+    received = (attention * real[..., None]).sum(2)  # (B, C, L)
     tokens = real.sum(2)  # (B, C)
     tau = tokens[..., None] / attention.shape[-1] if target is None else target
-    penalty = (tau - looked).square().sum(-1)  # (B, C)
+    penalty = (tau - received).square().sum(-1)  # (B, C)
     return (penalty * (tokens > 0)).sum()
 
 
 def attention_entropy(attention: Tensor, mask: Tensor) -> Tensor:
-    """Summed entropy of the maps of real tokens, over log L: 1 a token is uniform, 0 one cell."""
-    entropy = -torch.special.xlogy(attention, attention.clamp(min=1e-12)).sum(-1)  # (B, C, T)
+    """Return the sum of the entropies of attention maps, each as a share of a uniform map's.
+
+    Args:
+        attention: (..., T, L) weights.
+        mask: (..., T), true at real tokens.
+    """
+    entropy = -torch.special.xlogy(attention, attention.clamp(min=1e-12)).sum(-1)  # (..., T)
     return (entropy * mask).sum() / math.log(attention.shape[-1])

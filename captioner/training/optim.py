@@ -1,22 +1,22 @@
-"""Optimiser, learning-rate schedule and averaged weights."""
+"""Optimizer, learning-rate schedule and averaged weights."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from captioner.config import OptimConfig
 from captioner.models.caption_model import CaptionModel
 
 
 def build_optimizer(model: CaptionModel, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with the encoder's own rate; biases, norms and embeddings do not decay.
+    """Build AdamW with a rate of its own for the trunk; biases, norms and embeddings do not decay.
 
-    The groups of the trunk come last: the first one's rate is ``config.learning_rate``.
+    The groups of the trunk come last, so that the first group's rate is `config.learning_rate`.
     """
     trunk = {id(p) for p in model.encoder.backbone.parameters()}
     embedding = id(model.decoder.embed.weight)
@@ -39,7 +39,7 @@ def build_optimizer(model: CaptionModel, config: OptimConfig) -> torch.optim.Ada
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then half a cosine down to a hundredth of the peak."""
+    """Build a schedule: linear warm-up, then half a cosine down to a hundredth of the peak."""
     warmup = min(config.warmup, steps // 2)
 
     def factor(step: int) -> float:
@@ -51,50 +51,36 @@ def build_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-class AveragedWeights:
-    """Exponential moving average of the weights that train, warmed up over the first steps.
+class AveragedWeights(AveragedModel):
+    """Exponential moving average of a model's weights, warmed up over the first steps.
+
+    `module` is a copy of the model that holds the average. Call `update_parameters` after each
+    optimizer step.
 
     Args:
-        model: Whose weights.
+        model: The model that trains.
         decay: Share of the old average kept at each step; 0 follows the weights exactly.
     """
 
+    n_averaged: Tensor
+    module: CaptionModel
+
     def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.steps = 0
-        self.live = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.average = {n: p.detach().clone() for n, p in self.live.items()}
+        def average(averaged: Any, live: Any, _count: Any) -> None:
+            steps = int(self.n_averaged)  # on the CPU: reading it waits for no GPU
+            weight = 1 - min(decay, (1 + steps) / (10 + steps))
+            torch._foreach_lerp_(averaged, live, weight)
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the weights; call after each optimiser step."""
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(
-            list(self.average.values()), [p.detach() for p in self.live.values()], 1 - decay
-        )
+        super().__init__(model, multi_avg_fn=average)
+        self.module.eval()
+        self.n_averaged += 1  # the initial weights, which the first update would replace otherwise
 
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the average in the model's place while the block runs."""
-        kept = {name: parameter.data for name, parameter in self.live.items()}
-        try:
-            for name, parameter in self.live.items():
-                parameter.data = self.average[name]
-            yield
-        finally:
-            for name, parameter in self.live.items():
-                parameter.data = kept[name]
+    def resume_state(self) -> dict[str, Any]:
+        """Return what exact resume needs beside the model's own state."""
+        trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        return {"steps": int(self.n_averaged) - 1, "average": trained}
 
-    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
-        """For exact resume."""
-        return {"steps": self.steps, "average": self.average}
-
-    def load_state_dict(self, state: dict[str, int | dict[str, Tensor]]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        steps, average = state["steps"], state["average"]
-        assert isinstance(steps, int)
-        assert isinstance(average, dict)
-        self.steps = steps
-        for name, value in average.items():
-            self.average[name].copy_(value)
+    def load_resume_state(self, state: dict[str, Any], model: dict[str, Tensor]) -> None:
+        """Restore `resume_state`; weights that do not train are taken from the model's state."""
+        self.n_averaged.fill_(state["steps"] + 1)
+        self.module.load_state_dict({**model, **state["average"]})

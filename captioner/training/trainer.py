@@ -1,11 +1,9 @@
-"""The training loop, top to bottom: data, model, optimiser, steps, validation, files.
+"""The training loop, top to bottom: data, model, optimizer, steps, validation, files.
 
-A run folder holds ``config.yaml``, ``log.jsonl``, ``best.safetensors`` (by the validation metric),
-``last.safetensors`` and, for exact resume, ``last/state.pt`` with the state before it.
+A run folder holds `config.yaml`, `log.jsonl`, `best.safetensors` (by the validation metric),
+`last.safetensors` and, for exact resume, `last/state.pt`.
 
 Under torchrun every process runs this loop on its part of each batch; the first one writes files.
-
-Shapes: B photos, C captions per photo, T time, S image side.
 """
 
 from __future__ import annotations
@@ -13,6 +11,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,44 +29,36 @@ from captioner.checkpoint import Header, save_checkpoint
 from captioner.config import Config
 from captioner.data.dataset import CaptionBatch, make_loader
 from captioner.data.sampler import LengthAwareSampler
-from captioner.errors import CaptionerError, CheckpointError
+from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.models.caption_model import CaptionModel
-from captioner.training.data import TrainingData, build_datasets, read_examples
-from captioner.training.distributed import (
-    gather,
-    rank,
-    replicate,
-    sum_over_ranks,
-    world_size,
+from captioner.training.data import (
+    build_datasets,
+    build_vocabulary,
+    load_embeddings,
+    load_initial_model,
+    preprocess_of,
+    read_examples,
 )
-from captioner.training.embeddings import start_embeddings
-from captioner.training.log import RunLog
+from captioner.training.distributed import gather, rank, replicate, sum_over_ranks, world_size
+from captioner.training.log import AverageMeter, RunLog, training_record
 from captioner.training.losses import BatchCounts
 from captioner.training.objectives import build_objective
 from captioner.training.optim import AveragedWeights, build_optimizer, build_schedule
-from captioner.training.record import training_record
 from captioner.training.run_state import (
+    check_same_recipe,
     has_state,
     load_state,
-    random_state,
-    restore_random,
+    restore_rng,
+    rng_state,
     save_state,
-)
-from captioner.training.samples import write_samples
-from captioner.training.signals import on_signals
-from captioner.training.start import (
-    build_vocabulary,
-    check_same_recipe,
-    load_start,
-    photos_per_process,
-    preprocess_of,
     write_config,
 )
-from captioner.training.validation import validate
-from captioner.training.window import AverageMeter
+from captioner.training.validation import validate, write_samples
 from captioner.utils.device import autocast, resolve_device
 
 logger = logging.getLogger(__name__)
+
+_GRACE = 5.0  # seconds
 
 
 class Trainer:
@@ -71,7 +66,7 @@ class Trainer:
 
     Args:
         config: The recipe.
-        resume: Continue the run in ``config.out`` from its last state.
+        resume: Continue the run in `config.out` from its last state.
 
     Raises:
         CaptionerError: The recipe or its data cannot be used.
@@ -91,25 +86,31 @@ class Trainer:
         # Data, vocabulary and model
         train, val = read_examples(config.data, config.validation.limit)
         if config.init:
-            self.model, header = load_start(config)
+            self.model, header = load_initial_model(config)
             self.vocabulary = header.vocabulary
         else:
             self.vocabulary = build_vocabulary(train, config.data.min_count)
             self.model = CaptionModel(config.model, len(self.vocabulary))
         if state is None:
-            start_embeddings(self.model, self.vocabulary, config)
+            load_embeddings(self.model, self.vocabulary, config)
         self.model.to(self.device)
         self.model.encoder.backbone.to(memory_format=torch.channels_last)
         self.preprocess = preprocess_of(self.model.encoder)
-        self.data: TrainingData = build_datasets(
+        self.data = build_datasets(
             config, train, val, self.model.encoder, self.vocabulary, self.preprocess, self.device
         )
+        images, processes = config.data.batch_size, world_size()
+        if images % processes:
+            raise ConfigError(
+                f"data.batch_size={images} cannot be shared by {processes} processes: "
+                "take a multiple"
+            )
         self.sampler = LengthAwareSampler(
             self.data.train.lengths,
-            photos_per_process(config),
+            images // processes,
             seed=config.seed,
             rank=rank(),
-            world_size=world_size(),
+            world_size=processes,
         )
         self.loader = make_loader(
             self.data.train,
@@ -118,7 +119,7 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
 
-        # What is minimised, and how
+        # Objective and optimizer
         self.total_steps = config.optim.epochs * len(self.sampler)
         self.objective = build_objective(
             self.model, self.preprocess, config, self.data.train, self.total_steps
@@ -127,11 +128,13 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, self.total_steps)
         self.average = AveragedWeights(self.model, config.optim.ema)
+
+        # State
         self.step = 0
         self.best: float | None = None
         self.metrics: dict[str, float] = {}
-        self.window = AverageMeter()
-        if rank():  # the same weights everywhere, but not the same dropout
+        self.meter = AverageMeter()
+        if rank():  # the weights are equal everywhere, but dropout must differ
             torch.manual_seed(config.seed + rank())
         if state is not None:
             self._restore(state)
@@ -147,23 +150,30 @@ class Trainer:
                 (self.step, self.sampler.epoch) if resume else None,
                 tensorboard=config.log.tensorboard,
             )
+
+        # Stopping
         self._told_to_stop = False  # this process
-        self._stop = False  # all, by agreement
+        self._stop = False  # all processes, by agreement
+        self._loses_nothing = True  # to end at once: no step since the start or the last state
+        self._slowest_step = 0.0  # seconds
+        self._ended = threading.Event()
 
     def run(self) -> dict[str, float]:
-        """Train to the end, or until Ctrl-C or SIGTERM, which finish the step and save.
+        """Train to the end, or until Ctrl-C or SIGTERM: then finish the step and save.
 
         Returns:
             The metrics of the last validation.
 
         Raises:
             CaptionerError: The loss is no longer finite.
+            KeyboardInterrupt: A signal came before the first step or during a validation, came
+                twice, or no step finished after it.
         """
         if rank() == 0:
             write_config(self.config, self.out / "config.yaml")
         with (
             contextlib.closing(self.log) if self.log is not None else contextlib.nullcontext(),
-            on_signals(self._on_signal),
+            self._signals_handled(),
             tqdm(
                 total=self.total_steps,
                 initial=self.step,
@@ -180,7 +190,9 @@ class Trainer:
                 self._save_state()  # should validation fail, the epoch is not lost
                 last = epoch + 1 == self.config.optim.epochs
                 if last or (epoch + 1) % self.config.validation.every == 0:
+                    self._loses_nothing = True
                     self._validate(epoch + 1)
+                    self._loses_nothing = False
                 self.sampler.set_epoch(epoch + 1)
                 self._save_state()
             if self._stop:
@@ -189,16 +201,18 @@ class Trainer:
         return self.metrics
 
     def _run_epoch(self, bar: tqdm[Any]) -> None:
-        """The steps that remain of the sampler's epoch."""
+        """Run the remaining steps of the sampler's epoch."""
         self.model.train()
+        start = time.monotonic()
         for batch in self.loader:
             parts, norm = self._train_step(batch)
             self.sampler.advance()
             self.step += 1
+            self._loses_nothing = False
             bar.update()
-            self.window.add(gradient_norm=norm, **parts)
+            self.meter.add(gradient_norm=norm, **parts)
             if self.step % self.config.log.every == 0:
-                means = self.window.means()
+                means = self.meter.pop_means()
                 bar.set_postfix(loss=means["loss"], refresh=False)
                 rate = self.schedule.get_last_lr()[0]
                 self._log(step=self.step, epoch=self.sampler.epoch, learning_rate=rate, **means)
@@ -206,24 +220,26 @@ class Trainer:
                 return
             if self.step % self.config.save_every == 0:
                 self._save_state()
+            start, before = time.monotonic(), start
+            self._slowest_step = max(self._slowest_step, start - before)
 
     def _train_step(self, batch: CaptionBatch) -> tuple[dict[str, float], float]:
-        """Forward and backward in parts, clip, update.
+        """Run forward and backward in parts, clip, update.
 
         Returns:
-            The parts of the loss, as means over the global batch, and the gradients' norm.
+            The parts of the loss, as means over the global batch, and the norm of the gradients.
         """
         self.optimizer.zero_grad(set_to_none=True)
         local = (*self.objective.count(batch), len(batch.indices), int(self._told_to_stop))
-        tokens, captions, photos, stop = sum_over_ranks(torch.tensor(local, device=self.device))
-        self._stop = bool(stop)  # all stop after the same step, whoever was told to
-        # A batch without a single caption teaches nothing, but divides nothing by zero.
+        tokens, captions, images, stop = sum_over_ranks(torch.tensor(local, device=self.device))
+        self._stop = bool(stop)  # all stop after the same step, whichever was told to
+        # At least 1: a batch may have no caption with words.
         counts = BatchCounts(
             tokens.clamp(min=1) / world_size(), captions.clamp(min=1) / world_size()
         )
         total: dict[str, Tensor] = {}
-        # As many parts in every process, though one may have a photo less: parts are run together.
-        pieces = batch.split(min(self.config.optim.accumulate, int(photos) // world_size()))
+        # Equally many parts in every process, even if one has an image less: they run together.
+        pieces = batch.split(min(self.config.optim.accumulate, int(images) // world_size()))
         for number, piece in enumerate(pieces):
             synchronise = number + 1 == len(pieces)
             with contextlib.ExitStack() as stack:
@@ -248,31 +264,28 @@ class Trainer:
                 )
         self.optimizer.step()
         self.schedule.step()
-        self.average.update()
+        self.average.update_parameters(self.model)
         return parts, norm
 
     def _validate(self, epoch: int) -> None:
-        """Caption the validation photos freely, score them, keep the best model."""
+        """Caption the validation images with the averaged weights, score, and save the model."""
         more: dict[str, Any] = {}
-        with self.average.applied():
-            self.model.eval()
-            if self.data.val:
-                self.metrics, sums = validate(
-                    self.model, self.vocabulary, self.data, self.config, self.device
-                )
-                more["attention_sums"] = sums.record()
-            self._log(step=self.step, epoch=epoch, validation=self.metrics, **more)
-            if rank() == 0:
-                parts = (self.model, self.vocabulary, self.preprocess, self.data.val)
-                write_samples(
-                    self.out, *parts, self.config, self.device, epoch=epoch, step=self.step
-                )
-            logger.info("epoch %d: %s", epoch, self.metrics)
-            self._save_model("last.safetensors", epoch)
-            score = self.metrics.get(self.config.validation.metric, float(epoch))
-            if self.best is None or score > self.best:
-                self.best = score
-                self._save_model("best.safetensors", epoch)
+        model = self.average.module
+        if self.data.val:
+            self.metrics, sums = validate(
+                model, self.vocabulary, self.data, self.config, self.device
+            )
+            more["attention_sums"] = sums.record()
+        self._log(step=self.step, epoch=epoch, validation=self.metrics, **more)
+        if rank() == 0:
+            parts = (model, self.vocabulary, self.preprocess, self.data.val)
+            write_samples(self.out, *parts, self.config, self.device, epoch=epoch, step=self.step)
+        logger.info("epoch %d: %s", epoch, self.metrics)
+        self._save_model("last.safetensors", epoch)
+        score = self.metrics.get(self.config.validation.metric, float(epoch))
+        if self.best is None or score > self.best:
+            self.best = score
+            self._save_model("best.safetensors", epoch)
 
     def _save_model(self, name: str, epoch: int) -> None:
         if rank():
@@ -284,16 +297,16 @@ class Trainer:
             preprocess=self.preprocess,
             record=record,
         )
-        save_checkpoint(self.out / name, header, self.model.state_dict())
+        save_checkpoint(self.out / name, header, self.average.module.state_dict())
 
     def _save_state(self) -> None:
-        random = gather(random_state(self.device))
+        random = gather(rng_state(self.device))
         if rank():
             return
         state = {
             "vocabulary": self.vocabulary.to_list(),
             "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
+            "average": self.average.resume_state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "sampler": self.sampler.state_dict(),
@@ -301,8 +314,8 @@ class Trainer:
             "best": self.best,
             "metrics": self.metrics,
             "total_steps": self.total_steps,
-            "window": self.window.state_dict(),
-            "objective": self.objective.memory_state(),
+            "window": self.meter.state_dict(),
+            "objective": self.objective.extra_state(),
             "random": random,
         }
         save_state(self.out, state)
@@ -311,13 +324,13 @@ class Trainer:
         if state["total_steps"] != self.total_steps:
             raise CheckpointError(
                 f"{self.out} was to run {state['total_steps']} steps and is now to run "
-                f"{self.total_steps}: resume with the photos and captions it was started with"
+                f"{self.total_steps}: resume with the images and captions it was started with"
             )
         try:
             if state["vocabulary"] != self.vocabulary.to_list():
                 raise ValueError("another vocabulary")
             self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
+            self.average.load_resume_state(state["average"], state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, KeyError, ValueError):
             raise CheckpointError(
@@ -327,17 +340,48 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.best, self.metrics = state["step"], state["best"], state["metrics"]
-        self.window.load_state_dict(state["window"])
+        self.meter.load_state_dict(state["window"])
         self.objective.load_state_dict(state["objective"], strict=False)
         if rank() < len(state["random"]):  # else there are more processes than before
-            restore_random(state["random"][rank()], self.device)
+            restore_rng(state["random"][rank()], self.device)
 
     def _log(self, **values: Any) -> None:
         if self.log is not None:
             self.log.write(**values)
 
+    @contextlib.contextmanager
+    def _signals_handled(self) -> Iterator[None]:
+        """Let SIGINT and SIGTERM stop the run while the block runs.
+
+        Python delivers signals to the main thread only; in another thread nothing changes.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        signals = [signal.SIGINT, signal.SIGTERM] if main else []
+        previous = {number: signal.signal(number, self._on_signal) for number in signals}
+        try:
+            yield
+        finally:
+            self._ended.set()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
     def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._told_to_stop:  # a second Ctrl-C does not wait
+        if self._told_to_stop or self._loses_nothing:
             raise KeyboardInterrupt
         self._told_to_stop = True
         logger.warning("finishing this step, then saving (Ctrl-C again to quit at once)")
+        threading.Thread(target=self._end_if_stuck, args=(self.step,), daemon=True).start()
+
+    def _end_if_stuck(self, step: int) -> None:
+        """End the run if it is still at this step after much longer than a step takes.
+
+        The main thread may wait for loader workers or processes that will never answer.
+        """
+        limit = _GRACE + 3 * self._slowest_step
+        if self._ended.wait(limit) or self.step > step:
+            return
+        logger.error("no step finished in %.0f s: quitting; --resume has the last state", limit)
+        if hasattr(signal, "pthread_kill"):  # not on Windows
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if not self._ended.wait(_GRACE):
+            os._exit(130)

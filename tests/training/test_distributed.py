@@ -19,7 +19,7 @@ from helpers.trainings import recipe
 from captioner.checkpoint import load_weights
 from captioner.config import to_dict
 from captioner.errors import CheckpointError
-from captioner.training.distributed import fresh_corner, restarted
+from captioner.training.distributed import fresh_store, restarted
 from captioner.training.trainer import Trainer
 from captioner.training.validation import validate
 
@@ -126,10 +126,10 @@ def test_the_processes_of_a_restart_meet_each_other_and_not_the_dead():
     corners = []
     for _ in range(2):
         with ThreadPoolExecutor(2) as pool:
-            others = [pool.submit(fresh_corner, store, number, 3) for number in (1, 2)]
+            others = [pool.submit(fresh_store, store, number, 3) for number in (1, 2)]
             done, _ = wait(others, timeout=0.3)
             assert not done
-            corners.append([fresh_corner(store, 0, 3), *(other.result() for other in others)])
+            corners.append([fresh_store(store, 0, 3), *(other.result() for other in others)])
     for attempt, (first, *others) in enumerate(corners):
         first.set("address", str(attempt))
         assert [other.get("address") for other in others] == [str(attempt).encode()] * 2

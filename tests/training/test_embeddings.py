@@ -12,7 +12,7 @@ from captioner.config import Config, DataConfig
 from captioner.errors import ConfigError, DataError
 from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
-from captioner.training.embeddings import read_vectors, start_embeddings
+from captioner.training.data import load_embeddings, read_vectors
 
 WORDS = ["a", "dog", "on", "grass"]
 SIZE = MODEL.decoder.embedding
@@ -45,7 +45,7 @@ def test_known_words_are_set_and_the_others_stay(tmp_path, vocabulary, caplog, n
     model = CaptionModel(MODEL, len(vocabulary))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with caplog.at_level(logging.INFO):
-        start_embeddings(model, vocabulary, config(path))
+        load_embeddings(model, vocabulary, config(path))
     assert "2 of 4 words" in caplog.text
     for key, value in model.state_dict().items():
         if key != "decoder.embed.weight":
@@ -61,7 +61,7 @@ def test_known_words_are_set_and_the_others_stay(tmp_path, vocabulary, caplog, n
 def test_without_the_key_nothing_happens(vocabulary):
     model = CaptionModel(MODEL, len(vocabulary))
     before = model.decoder.embed.weight.clone()
-    start_embeddings(model, vocabulary, Config(model=MODEL))
+    load_embeddings(model, vocabulary, Config(model=MODEL))
     assert torch.equal(model.decoder.embed.weight, before)
 
 
@@ -80,7 +80,7 @@ def test_another_size_is_named_on_both_sides(tmp_path, vocabulary, header):
     path.write_text(header + line("dog", 7))
     model = CaptionModel(MODEL, len(vocabulary))
     with pytest.raises(ConfigError, match=rf"of 7 numbers .*embedding is {SIZE}") as raised:
-        start_embeddings(model, vocabulary, config(path))
+        load_embeddings(model, vocabulary, config(path))
     assert len(str(raised.value).splitlines()) == 1
 
 
@@ -89,7 +89,7 @@ def test_not_together_with_a_trained_model(tmp_path, vocabulary):
     path.write_text(line("dog"))
     model = CaptionModel(MODEL, len(vocabulary))
     with pytest.raises(ConfigError, match=r"init=best\.safetensors"):
-        start_embeddings(model, vocabulary, config(path, init="best.safetensors"))
+        load_embeddings(model, vocabulary, config(path, init="best.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from captioner.config import AttentionConfig, LossConfig
 from captioner.data.dataset import CaptionBatch
 from captioner.errors import ConfigError
 from captioner.models.attention import Attention
-from captioner.training.hard_attention import HardAttention
 from captioner.training.losses import BatchCounts, caption_losses
+from captioner.training.objectives import HardAttention
 from captioner.training.trainer import Trainer
 
 HARD = {"mode": "hard"}
@@ -120,7 +120,7 @@ def test_the_baseline_moves_by_a_tenth_and_not_at_all_without_captions():
 def test_the_choice_learns():
     """Gradients reach the score through REINFORCE alone where no mean was read."""
     decoder = make_decoder(attention=HARD).train()
-    captions, lengths = make_captions([[4, 4]])
+    captions, lengths = make_captions([[2, 1]])
     while True:
         result = decoder(decoder.remember(make_grid(1)), captions, lengths)
         if (result.chosen >= 0).all():
@@ -146,7 +146,7 @@ def test_a_run_resumes_with_its_baseline(tmp_path):
                 trainer.run()
             trainer = Trainer(config, resume=True)
         trainer.run()
-        results.append((trainer.model.state_dict(), trainer.objective.memory_state()))
+        results.append((trainer.model.state_dict(), trainer.objective.extra_state()))
     same(*results)
     assert not results[0][1]["baseline"].isnan()
     assert log_lines(tmp_path / "whole")

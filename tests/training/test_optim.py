@@ -1,7 +1,10 @@
 """What moves the weights: groups of parameters, the schedule of the rate, averaged weights."""
 
+import copy
+
 import pytest
 import torch
+from helpers.trainings import same
 
 from captioner.config import Config, from_dict, to_dict
 from captioner.models.caption_model import CaptionModel
@@ -58,22 +61,48 @@ def test_schedule_warms_up_and_falls(warmup, steps):
 
 def test_averaged_weights():
     module = torch.nn.Linear(2, 1)
-    live = module.weight.detach().clone()
+    module.bias.requires_grad_(False)
     average = AveragedWeights(module, 0.9)
-    expected = live.clone()
+    expected = module.weight.detach().clone()
     for step in range(1, 30):
         with torch.no_grad():
             module.weight.add_(1.0)
-        average.update()
+        average.update_parameters(module)
         decay = min(0.9, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * module.weight.detach()
-    torch.testing.assert_close(average.average["weight"], expected)
-    now = module.weight.detach().clone()
-    with average.applied():
-        torch.testing.assert_close(module.weight.detach(), expected)
-    assert torch.equal(module.weight, now)
+        expected = torch.lerp(expected, module.weight.detach(), 1 - decay)
+    assert torch.equal(average.module.weight, expected)
+    assert torch.equal(average.module.bias, module.bias)
+    assert not average.module.training
     off = AveragedWeights(module, 0.0)
     with torch.no_grad():
         module.weight.mul_(3)
-    off.update()
-    assert torch.equal(off.average["weight"], module.weight)
+    off.update_parameters(module)
+    assert torch.equal(off.module.weight, module.weight)
+
+
+def test_averaged_weights_resume_to_the_bit():
+    """The state has the form that it had before there was a copy of the whole model."""
+    module = torch.nn.BatchNorm1d(3)
+    average = AveragedWeights(module, 0.999)
+
+    def train(average, steps):
+        for step in range(steps):
+            module(torch.full((2, 3), float(step)).normal_(generator=generator))
+            with torch.no_grad():
+                module.weight.add_(0.1)
+            average.update_parameters(module)
+
+    generator = torch.Generator().manual_seed(0)
+    train(average, 5)
+    state, model = average.resume_state(), copy.deepcopy(module.state_dict())
+    assert state.keys() == {"steps", "average"}
+    assert state["steps"] == 5
+    assert state["average"].keys() == {"weight", "bias"}
+    resumed = AveragedWeights(torch.nn.BatchNorm1d(3), 0.999)
+    resumed.load_resume_state(copy.deepcopy(state), model)
+    same(dict(resumed.state_dict()), dict(average.state_dict()))
+    for each in (average, resumed):
+        module.load_state_dict(model)
+        generator.manual_seed(1)
+        train(each, 3)
+    same(dict(resumed.state_dict()), dict(average.state_dict()))

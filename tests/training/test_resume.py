@@ -11,7 +11,7 @@ from helpers.trainings import Interrupt, log_lines, recipe, same
 
 from captioner.checkpoint import load_weights
 from captioner.errors import CaptionerError, CheckpointError
-from captioner.training.log import JsonLinesLog
+from captioner.training.log import RunLog
 from captioner.training.trainer import Trainer
 
 CACHED = {"data": {"mirror": True}}
@@ -173,17 +173,17 @@ def test_there_is_nothing_to_resume(tmp_path, content):
 def test_the_log_of_a_run_that_crashed_goes_on_at_the_saved_step(tmp_path):
     """Lines of steps that are run again are dropped, and the one that the crash cut short."""
     path = tmp_path / "log.jsonl"
-    log = JsonLinesLog(path)
+    log = RunLog(tmp_path)
     for step in (20, 40, 40, 60):
         log.write(step=step, words="été")
     with open(path, "a", encoding="utf-8") as file:
         file.write('{"step": 20, "lo')
-    JsonLinesLog(path, keep=(40, 0)).write(step=60)
+    RunLog(tmp_path, keep=(40, 0)).write(step=60)
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == [20, 40, 40, 60]
     assert lines[0]["words"] == "été"
     assert "words" not in lines[-1]
-    JsonLinesLog(path)  # a new run starts a new log
+    RunLog(tmp_path)  # a new run starts a new log
     assert path.read_text() == ""
 
 
@@ -191,8 +191,8 @@ def test_the_log_of_a_run_that_crashed_goes_on_at_the_saved_step(tmp_path):
 def test_a_validation_that_the_state_does_not_know_is_dropped_from_the_log(tmp_path, epochs):
     """A crash may come between the validation of an epoch and the state that says so."""
     path = tmp_path / "log.jsonl"
-    log = JsonLinesLog(path)
+    log = RunLog(tmp_path)
     log.write(step=30, epoch=2, loss=1.0)
     log.write(step=30, epoch=3, validation={})
-    JsonLinesLog(path, keep=(30, epochs))
+    RunLog(tmp_path, keep=(30, epochs))
     assert len(path.read_text().splitlines()) == epochs - 1

@@ -13,8 +13,8 @@ from captioner.cli import main as cli
 from captioner.cli.train import train
 from captioner.config import to_dict
 from captioner.errors import CaptionerError
-from captioner.training import alone
-from captioner.training.alone import exclusive_run_dir
+from captioner.training import run_state
+from captioner.training.run_state import exclusive_run_dir
 from captioner.training.trainer import Trainer
 from captioner.utils.files import LockHeldError, exclusive_lock
 
@@ -35,7 +35,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(alone, "PATIENCE", 0.3)
+    monkeypatch.setattr(run_state, "LOCK_TIMEOUT", 0.3)
 
 
 def test_a_second_run_is_refused_and_touches_nothing(config, tmp_path, impatient, capsys):
@@ -44,7 +44,7 @@ def test_a_second_run_is_refused_and_touches_nothing(config, tmp_path, impatient
     with exclusive_run_dir(run):
         for options in ([], ["--resume"]):
             assert cli.main(["train", str(tmp_path / "recipe.yaml"), *options]) == 2
-            assert f"another run trains into {run}: wait for its end" in capsys.readouterr().err
+            assert f"another run trains into {run}: wait until it ends" in capsys.readouterr().err
         assert [path.name for path in run.iterdir()] == [".lock"]
     assert train(config) == 0
 
@@ -93,7 +93,7 @@ def test_a_disk_that_knows_no_locks_is_no_hindrance(config, monkeypatch):
     def refuse(*_, **__):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(alone, "exclusive_lock", refuse)
+    monkeypatch.setattr(run_state, "exclusive_lock", refuse)
     assert train(config) == 0
 
 

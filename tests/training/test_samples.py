@@ -16,7 +16,7 @@ from captioner.config import Config, LogConfig, OptimConfig, ValidationConfig
 from captioner.data.annotations import Example
 from captioner.decoding.options import DecodingOptions
 from captioner.tokenizer import detokenize
-from captioner.training.samples import spread, write_samples
+from captioner.training.validation import spread, write_samples
 
 CONFIG = Config(
     model=MODEL,

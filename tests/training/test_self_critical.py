@@ -18,7 +18,7 @@ from captioner.errors import ConfigError
 from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.tokenizer import Vocabulary
 from captioner.training.losses import BatchCounts
-from captioner.training.self_critical import (
+from captioner.training.objectives import (
     SelfCritical,
     advantages,
     pack_sentences,
@@ -153,7 +153,7 @@ def test_words_are_counted_over_all_processes(frequency, monkeypatch):
     counts = BatchCounts(torch.tensor(0.0), torch.tensor(12.0))
     alone = objective(make_batch(), counts, step=3).parts["attention_entropy"]
     more = torch.tensor([2.0, 1.0])  # as many sentences, twice as long
-    monkeypatch.setattr("captioner.training.self_critical.sum_over_ranks", lambda sums: more * sums)
+    monkeypatch.setattr("captioner.training.objectives.sum_over_ranks", lambda sums: more * sums)
     torch.testing.assert_close(
         objective(make_batch(), counts, step=3).parts["attention_entropy"], alone / 2
     )
@@ -225,7 +225,7 @@ def test_a_run_resumes_to_the_bit(tmp_path):
 def test_one_photo_has_no_document_frequencies(tmp_path):
     write_pictures(tmp_path, 1)
     config = recipe(tmp_path, data={"batch_size": 1}, loss={"objective": "self_critical"})
-    with pytest.raises(ConfigError, match="two captioned photos"):
+    with pytest.raises(ConfigError, match="two captioned images"):
         Trainer(config)
 
 

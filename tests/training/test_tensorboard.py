@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from captioner.errors import ConfigError
-from captioner.training.attention_sums import EDGES, AttentionSums
 from captioner.training.log import RunLog, read_log
+from captioner.training.validation import EDGES, AttentionSums
 
 TRAINING = {"learning_rate": 1e-3, "gradient_norm": 1.5, "loss": 3.0, "attention_entropy": 0.7}
 VALIDATION = {"cider": 0.5, "bleu4": 0.2, "attention_entropy": 0.6}

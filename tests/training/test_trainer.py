@@ -104,7 +104,7 @@ def test_the_run_folder(tmp_path):
     assert read_header(run / "best.safetensors").record["validation"]["cider"] == best
     # The averaged weights are saved, the live ones go on.
     saved = load_weights(run / "last.safetensors")["decoder.embed.weight"]
-    assert torch.equal(saved, trainer.average.average["decoder.embed.weight"])
+    assert torch.equal(saved, trainer.average.module.decoder.embed.weight)
     assert not torch.equal(saved, trainer.model.decoder.embed.weight)
 
 
