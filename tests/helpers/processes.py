@@ -19,8 +19,10 @@ def start(config, folder, *options):
     return torchrun(*restarts, "-m", "captioner", "train", path, *rest)
 
 
-def torchrun(*arguments):
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, arguments)]
+def torchrun(*arguments, alone=True):
+    """Start two processes; or what the arguments say, unless `alone`."""
+    options = ["--standalone", "--nproc-per-node=2"] if alone else []
+    command = ["torch.distributed.run", *options, *map(str, arguments)]
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

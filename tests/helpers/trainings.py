@@ -36,7 +36,7 @@ def recipe(folder, captions="captions.json", **sections):
         "loss": {"label_smoothing": 0.0},
         "optim": {"epochs": 3, "warmup": 2, "ema": 0.9, "precision": "fp32"},
         "validation": {"beam": 2, "max_length": 12},
-        "log": {"samples": 1},
+        "log": {"samples": 0},
     }
 
     def merge(into, changes):

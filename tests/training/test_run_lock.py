@@ -97,6 +97,7 @@ def test_a_disk_that_knows_no_locks_is_no_hindrance(config, monkeypatch):
     assert train(config) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run_and_wait_together(tmp_path):
     """All of them read the state that the run before left, not the one they found."""
     write_pictures(tmp_path, 8)

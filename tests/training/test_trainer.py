@@ -9,7 +9,7 @@ import torch
 import yaml
 from helpers.pictures import draw, scenes, sentences, write_pictures
 from helpers.searches import beam_search, greedy_search
-from helpers.trainings import Interrupt, log_lines, recipe, same
+from helpers.trainings import log_lines, recipe, same
 
 from captioner.checkpoint import load_checkpoint, load_weights, read_header
 from captioner.config import Config, load_config, to_dict
@@ -66,7 +66,7 @@ def test_overfits_to_the_exact_captions(tmp_path, count, stages, batch_size, epo
 def test_the_run_folder(tmp_path):
     """Config, log and models are there, readable, and say how they were made."""
     write_pictures(tmp_path, 6, captions=2)
-    config = recipe(tmp_path, validation={"every": 2}, log={"every": 2})
+    config = recipe(tmp_path, validation={"every": 2}, log={"every": 2, "samples": 1})
     trainer = Trainer(config)
     metrics = trainer.run()
     run = tmp_path / "run"
@@ -214,15 +214,26 @@ def test_workers_do_not_get_the_signals_of_their_group(tmp_path):
     assert all(os.getpgid(worker.pid) != os.getpgid(0) for worker in workers)
 
 
-def test_the_log_is_closed_however_training_ends(tmp_path):
-    """What TensorBoard has not written yet would be lost: those steps are not run again."""
-    write_pictures(tmp_path, 4)
-    trainer = Trainer(recipe(tmp_path))
-    closed = []
-    trainer.log.close = lambda: closed.append(trainer.step)
-    Interrupt(trainer, 1)
-    trainer.run()
-    assert closed == [2]
+def test_processes_start_with_the_same_weights_and_other_dropout(tmp_path, monkeypatch):
+    write_pictures(tmp_path, 6)
+    config = recipe(tmp_path, data={"batch_size": 3, "cache": None})
+    monkeypatch.setattr("captioner.training.trainer.world_size", lambda: 3)
+    models, seeds = [], []
+    for number in range(3):
+        monkeypatch.setattr("captioner.training.trainer.rank", lambda number=number: number)
+        models.append(dict(Trainer(config).model.state_dict()))
+        seeds.append(torch.rand(8))
+    same(models[0], models[1])
+    same(models[0], models[2])
+    assert len({tuple(seed.tolist()) for seed in seeds}) == 3
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
+    write_pictures(tmp_path, 6)
+    monkeypatch.setattr("captioner.training.trainer.world_size", lambda: 2)
+    message = r"data\.batch_size=3 cannot be shared by 2 processes"
+    with pytest.raises(ConfigError, match=message):
+        Trainer(recipe(tmp_path, data={"batch_size": 3}))
 
 
 def test_starting_from_a_model(tmp_path):

@@ -1,0 +1,77 @@
+"""Signals end a run: after the step that it computes, or at once where nothing would be lost."""
+
+import os
+import signal
+import threading
+
+import pytest
+from helpers.pictures import write_pictures
+from helpers.trainings import Interrupt, recipe
+
+from captioner.training import trainer as module
+from captioner.training.trainer import Trainer
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    write_pictures(tmp_path, 4)
+    return Trainer(recipe(tmp_path, optim={"epochs": 2}))
+
+
+def signal_later(number=signal.SIGTERM):
+    threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+
+
+def wait_for_ever(*_):
+    threading.Event().wait()
+
+
+def test_before_the_first_step_a_run_ends_at_once(trainer, tmp_path):
+    """The loader may hang, and there is nothing to save."""
+    trainer.loader = iter(wait_for_ever, None)
+    signal_later()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_a_run_that_makes_no_progress_ends_after_one_signal(trainer, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_GRACE", 0.3)
+    step = trainer._train_step
+
+    def hang(batch):
+        if trainer.step == 0:
+            return step(batch)
+        trainer._slowest_step = 0.0  # a slow machine is no slow step
+        signal_later()
+        wait_for_ever()
+
+    trainer._train_step = hang
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert trainer.step == 1
+    assert "no step finished" in caplog.text
+
+
+def test_a_validation_is_not_waited_for(trainer, tmp_path):
+    """The state before it is saved: the validation runs again."""
+
+    def hang(_epoch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for_ever()
+
+    trainer._validate = hang
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    resumed = Trainer(trainer.config, resume=True)
+    assert resumed.step == trainer.step == 1
+
+
+def test_the_log_is_closed_however_training_ends(trainer):
+    """What TensorBoard has not written yet would be lost: those steps do not run again."""
+    closed = []
+    trainer.log.close = lambda: closed.append(trainer.step)
+    Interrupt(trainer, 1)
+    trainer.run()
+    assert closed == [2]
