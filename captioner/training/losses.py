@@ -9,7 +9,6 @@ Shapes: M real tokens, B images, C captions per image, T time, L locations.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captioner.config import LossConfig
+from captioner.models.attention import map_entropy
 from captioner.models.decoder import DecoderOutput
 from captioner.training.distributed import sum_over_ranks
 
@@ -139,5 +139,4 @@ def attention_entropy(attention: Tensor, mask: Tensor) -> Tensor:
         attention: (..., T, L) weights.
         mask: (..., T), true at real tokens.
     """
-    entropy = -torch.special.xlogy(attention, attention.clamp(min=1e-12)).sum(-1)  # (..., T)
-    return (entropy * mask).sum() / math.log(attention.shape[-1])
+    return (map_entropy(attention) * mask).sum()

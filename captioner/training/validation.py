@@ -29,12 +29,12 @@ from captioner.errors import CaptionerError
 from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess
 from captioner.metrics.coco_caption import score_captions
+from captioner.models.attention import map_entropy
 from captioner.models.caption_model import CaptionModel
 from captioner.outputs import Caption
 from captioner.tokenizer import Vocabulary, detokenize
 from captioner.training.data import TrainingData
 from captioner.training.distributed import gather, rank, world_size
-from captioner.training.losses import attention_entropy
 from captioner.utils.device import autocast
 from captioner.utils.files import replacing
 
@@ -116,7 +116,7 @@ def validate(
         for best, *_ in found:
             captions.append(vocabulary.decode(best.words))
             maps = torch.as_tensor(best.attention)  # (T, L)
-            entropy += attention_entropy(maps, torch.ones(len(maps))).item()
+            entropy += map_entropy(maps).sum().item()
             sums.add(maps)
     parts = gather((captions, entropy, sums.values))
     sums.values = torch.stack([values for _, _, values in parts]).sum(0)
