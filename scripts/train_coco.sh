@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # COCO from the download to the test figures, at the scale that papers report: cross-entropy on a
-# frozen ResNet-101, fine-tuning, self-critical training. For a machine with GPUs; not yet run as a
-# whole by us (each step's recipe says what is expected, and of whom). About 180 GB of disk: photos 20,
-# archives 20 (ROOT/downloads may be deleted), features 71 for the first and again for the third step.
+# frozen ResNet-101, fine-tuning, self-critical training. For a machine with GPUs; we have
+# not run all of it yet (each step's recipe names the expected figures and their source). Needs about
+# 180 GB of disk: 20 for photos, 20 for archives (ROOT/downloads may be deleted), and 71 for features
+# in the first step and again in the third.
 #
-#   scripts/train_coco.sh ROOT [PROCESSES]     ROOT: where COCO is or goes; PROCESSES: default, all GPUs
+#   scripts/train_coco.sh ROOT [PROCESSES]     ROOT: COCO's folder; PROCESSES: default, all GPUs
 #
-# After an interruption run it again: finished steps are skipped, the interrupted one goes on where it
-# was. Short of memory: ACCUMULATE=4 scripts/train_coco.sh ... computes each batch in four parts.
+# After an interruption run it again: finished steps are skipped, the interrupted one resumes.
+# Out of memory: ACCUMULATE=4 scripts/train_coco.sh ... computes each batch in four parts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=${1:?usage: scripts/train_coco.sh ROOT [PROCESSES]}
@@ -19,7 +20,7 @@ train() { # a recipe's name
   if [ -e "$out/finished" ]; then return; fi
   if [ -e "$out/last" ]; then resume=(--resume); fi
   echo "== $1"
-  # A process that dies takes the others with it; torchrun starts all again from the last state.
+  # If a process dies, torchrun ends the others and restarts all of them from the last state.
   torchrun --standalone --nproc-per-node "$processes" --max-restarts 3 \
     -m captioner train "configs/$1.yaml" data.root="$root" data.cache="$root/cache" \
     optim.accumulate="${ACCUMULATE:-1}" ${resume[@]+"${resume[@]}"}

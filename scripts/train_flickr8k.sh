@@ -2,7 +2,7 @@
 # Makes the model that ships with the package, from ImageNet weights to captioner/weights/.
 # The first two steps take an hour and a quarter on three CPU cores with avx512_bf16, the third, the
 # self-critical one, forty minutes more. Needs `pip install '.[lite]'`. After an interruption run it
-# again: finished steps are skipped, the interrupted one goes on where it was.
+# again: finished steps are skipped, the interrupted one resumes.
 #
 #   scripts/train_flickr8k.sh FOLDER     FOLDER holds flickr8k/ and coco/ (see configs/flickr8k.yaml)
 set -euo pipefail
