@@ -77,7 +77,8 @@ class AveragedWeights(AveragedModel):
 
     def resume_state(self) -> dict[str, Any]:
         """Return what exact resume needs beside the model's own state."""
-        trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        weights = self.module.named_parameters()
+        trained = {name: weight.detach() for name, weight in weights if weight.requires_grad}
         return {"steps": int(self.n_averaged) - 1, "average": trained}
 
     def load_resume_state(self, state: dict[str, Any], model: dict[str, Tensor]) -> None:
