@@ -153,6 +153,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file is missing or damaged.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -162,8 +163,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"no model file {path}") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(_explain(path, error)) from None
-    return {
-        name: tensor.float() if tensor.is_floating_point() else tensor
+    return {  # copies, as the file's own tensors can be pages of it, which may change
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
         for name, tensor in tensors.items()
     }
 
@@ -183,15 +184,13 @@ def load_checkpoint(path: str | Path) -> tuple[CaptionModel, Header]:
         )
     header = header_from_document(document, path)
     weights = load_weights(path)
-    try:
-        model = CaptionModel(header.config, len(header.vocabulary), pretrained=False)
-    except ConfigError as error:  # for example a CNN that the installed timm does not have
-        raise CheckpointError(f"{path}: its network cannot be built: {error}") from None
     embedding = weights.get("decoder.embed.weight")
     if header.config.decoder.tied and embedding is not None:
         weights.setdefault("decoder.project.weight", embedding)
     try:
-        model.load_state_dict(weights)
+        model = CaptionModel.from_weights(header.config, len(header.vocabulary), weights)
+    except ConfigError as error:  # for example a CNN that the installed timm does not have
+        raise CheckpointError(f"{path}: its network cannot be built: {error}") from None
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise CheckpointError(

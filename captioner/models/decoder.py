@@ -133,6 +133,10 @@ class Decoder(nn.Module):
             self.word_gates.bias[hidden : 2 * hidden] = 1.0  # remember at first
         nn.init.uniform_(self.project.weight, -0.1, 0.1)
         nn.init.zeros_(self.project.bias)
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the two tensors that the configuration ties one."""
         if self.config.tied:
             self.project.weight = self.embed.weight
 
