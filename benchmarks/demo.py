@@ -1,11 +1,10 @@
-"""The demo under load: many visitors at once, for a minute. Does it err, wait, or grow?
+"""Load the demo with many visitors at once; report errors, waiting times and memory.
 
     python benchmarks/demo.py --clients 20 --seconds 60
 
-Each client is a page that someone opens: it uploads a photo that nobody has sent before, waits for
-its caption as the page does, and every fifth time comes back as a new visitor. Every tenth visit
-goes to an endpoint for programs instead. The server is a process of its own, started by the
-command line; its memory is what /proc says (Linux alone).
+Each client acts as the page does: it uploads a new image, waits for its caption, and starts a new
+session every fifth time. Every tenth visit uses an endpoint for programs instead. The server is a
+process of its own, started by the command line; its memory is read from /proc (Linux alone).
 """
 
 import argparse
@@ -27,7 +26,7 @@ MARK = {"_type": "gradio.FileData"}
 
 
 class Client:
-    """One visitor after the other, each a session of the server."""
+    """Visitors one after the other, each with a session of the server."""
 
     def __init__(self, address, seed):
         self.http = httpx.Client(base_url=address, timeout=120)
@@ -43,7 +42,7 @@ class Client:
         self.seconds, self.errors, self.visits = [], [], 0
 
     def work(self, until):
-        """Visit until the time is over."""
+        """Visit until a time of `time.monotonic`."""
         while time.monotonic() < until:
             if self.visits % 5 == 0:
                 self.session = uuid.uuid4().hex
@@ -60,14 +59,14 @@ class Client:
             self.seconds.append(time.monotonic() - start)
 
     def upload(self):
-        """Send a new photo."""
+        """Upload a new image."""
         files = {"files": ("photo.jpg", made_up_photo(self.rng))}
         answer = self.http.post("gradio_api/upload", files=files)
         answer.raise_for_status()
         return {"path": answer.json()[0], "orig_name": "photo.jpg", "meta": MARK}
 
     def caption(self, photo):
-        """What the page does when a photo is dropped."""
+        """Do what the page does when an image is dropped."""
         join = {
             "data": [photo, *self.settings],
             "fn_index": self.event["id"],
@@ -85,7 +84,7 @@ class Client:
         raise RuntimeError("no answer")
 
     def call(self, photo):
-        """What a program does."""
+        """Do what a program does."""
         call = "gradio_api/call/caption"
         answer = self.http.post(call, json={"data": [photo, "", 1, 3, False]})
         answer.raise_for_status()
@@ -95,7 +94,7 @@ class Client:
 
 
 def memory(pid):
-    """Resident memory of a process in MB."""
+    """Return the resident memory of a process in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
@@ -121,7 +120,7 @@ def main():
 
 
 def watch(pid, clients, seconds):
-    """Let all clients work at once; (time, memory) once a second."""
+    """Let all clients work at once; return (time, memory) for each second."""
     rows = [(0.0, memory(pid))]
     start = time.monotonic()
     threads = [threading.Thread(target=each.work, args=(start + seconds,)) for each in clients]

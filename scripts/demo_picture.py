@@ -1,8 +1,8 @@
-"""Photograph the demo for the README: an example photo, its caption, and one word's attention.
+"""Take the screenshot of the demo in the README: an example, its caption, one word's attention.
 
     python scripts/demo_picture.py docs/images/demo.png --word coffee
 
-Needs the extras demo and dev, and Chromium. Starts the demo itself, on a free port.
+Needs the extras demo and dev, and Chromium. It starts the demo itself, on a free port.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from captioner.demo.models import Models
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SHAPE = {"width": 1280, "height": 900}
-COLOURS = 256  # of the PNG: with all of them, it would be twice as large
+COLOURS = 256  # of the PNG, which would be twice as large with all of them
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
 
     page, address = serve(Models.from_files(args.model), examples=_examples(args.photo))
     try:
-        shot = photograph(address, args.word, dark=args.dark)
+        shot = screenshot(address, args.word, dark=args.dark)
     finally:
         page.close()
     palette = shot.quantize(COLOURS, Image.Quantize.MEDIANCUT, kmeans=3)
@@ -39,13 +39,13 @@ def main() -> None:
 
 
 def _examples(first: str) -> list[str]:
-    """All example photos, this one first: the page starts with it."""
+    """Return all example images, this one first: the page starts with it."""
     others = [str(path) for path in sorted(EXAMPLES.glob("*.jpg")) if str(path) != first]
     return [first, *others]
 
 
-def photograph(address: str, word: str, *, dark: bool) -> Image.Image:
-    """The page, from its top to the sentences, while a word is on show."""
+def screenshot(address: str, word: str, *, dark: bool) -> Image.Image:
+    """Return the page as an image, from its top to the sentences, while a word is on show."""
     with sync_playwright() as playwright:
         chromium = shutil.which("chromium") or playwright.chromium.executable_path
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)

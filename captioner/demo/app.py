@@ -120,6 +120,7 @@ def serve(
     blocks = build(models, examples)
     # Not open: no program runs a model past the queue.
     blocks.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
+    security.bound_sessions(blocks)
     public = urlsplit(root_path or "")
     guard = Middleware(
         security.RequestGuard,

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio import mcp, processing_utils, route_utils, routes
-from gradio.utils import get_upload_folder
+from gradio.utils import LRUCache, get_upload_folder
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
@@ -345,6 +345,16 @@ def report_errors(blocks: gr.Blocks) -> None:
 
     setattr(blocks, "preprocess_data", preprocess)  # noqa: B010
     setattr(blocks, "process_api", process)  # noqa: B010
+
+
+def bound_sessions(blocks: gr.Blocks) -> None:
+    """Let Gradio's queue forget the oldest sessions; called after `blocks.queue`.
+
+    It keeps a queue of messages for each of the last 2,000 visitors, with the images in those that
+    nobody has fetched, and a set of events for every visitor that has ever been there.
+    """
+    for name in ("pending_messages_per_session", "pending_event_ids_session"):
+        setattr(blocks._queue, name, LRUCache(2 * MAX_SESSIONS))
 
 
 def _told(message: str) -> gr.Error:

@@ -70,10 +70,9 @@ def test_what_is_no_photo_gives_a_message(models, tmp_path):
 
 def test_a_setting_that_fails_forgets_nothing(models, photo):
     _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
-    payload, kept = caption_tab.on_settings(models, None, view, *LOOKS, *search(require="dogg"))
-    assert "near: dog" in payload["error"]
-    assert kept is view
-    payload, new = caption_tab.on_settings(models, None, kept, *LOOKS, *search(require="dog"))
+    with pytest.raises(ConfigError, match="near: dog"):  # so Gradio changes nothing
+        caption_tab.on_settings(models, None, view, *LOOKS, *search(require="dogg"))
+    payload, new = caption_tab.on_settings(models, None, view, *LOOKS, *search(require="dog"))
     assert all("dog" in each["text"].split() for each in payload["sentences"])
     assert new.source == photo
 

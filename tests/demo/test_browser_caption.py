@@ -153,6 +153,8 @@ def test_the_maps_cross_fade(page):
 
 
 def test_the_underline_is_as_long_as_the_word_is_likely(page):
+    from playwright.sync_api import expect
+
     for index, name in enumerate(WORDS):
         full, filled = word(page, index).evaluate(
             """node => ["::before", "::after"].map(
@@ -160,10 +162,8 @@ def test_the_underline_is_as_long_as_the_word_is_likely(page):
         )
         assert filled / full == pytest.approx(PROBABILITIES[name], abs=0.02)
         word(page, index).hover()
-        reading = page.locator("#viewer .reading")
-        assert reading.text_content() == f"{PROBABILITIES[name]:.0%} sure of “{name}”".replace(
-            "%", " %"
-        )
+        said = f"{PROBABILITIES[name]:.0%} sure of “{name}”".replace("%", " %")
+        expect(page.locator("#viewer .reading")).to_have_text(said)
 
 
 def test_the_photo_tells_which_word_looked_there(page):

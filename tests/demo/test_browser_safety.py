@@ -40,6 +40,8 @@ def address(tmp_path_factory, serve_demo, photo):
 
 
 def test_words_are_shown_as_text(visit, address, photo):
+    from playwright.sync_api import expect
+
     page = visit(address)
     upload(page, {"name": NAME, "mimeType": "image/png", "buffer": photo.read_bytes()})
     words = shown_words(page)
@@ -58,7 +60,7 @@ def test_words_are_shown_as_text(visit, address, photo):
     require = page.locator("#require textarea, #require input").first
     require.fill(EVIL[0])
     require.press("Enter")
-    page.wait_for_selector("#viewer .viewer[data-state=error]")
+    expect(page.get_by_test_id("toast-body")).to_contain_text(EVIL[0])
     made = page.locator("#viewer").locator("img, script, iframe, svg, a")
     kinds = made.evaluate_all(
         "nodes => nodes.map(node => node.className.baseVal ?? node.className)"
@@ -66,7 +68,7 @@ def test_words_are_shown_as_text(visit, address, photo):
     assert set(kinds) <= {"", "photo", "small-photo"}
     for name in ("Compare", "Batch", "About"):
         page.get_by_role("tab", name=name).click()
-    assert EVIL[1] in page.locator("#about").inner_text()
+    expect(page.locator("#about")).to_contain_text(EVIL[1])
     assert page.locator("iframe, [onerror], [onload]").count() == 0
 
 

@@ -87,18 +87,21 @@ def test_banned_and_required_words(page):
 
 
 def test_a_word_that_the_model_does_not_have_is_told_and_can_be_mended(page):
+    from playwright.sync_api import expect
+
     before = sentences(page)
     require = page.locator("#require textarea, #require input").first
     require.fill("dogg")
     require.press("Enter")
-    page.wait_for_selector("#viewer .viewer[data-state=error]")
-    message = page.locator("#viewer .message").text_content()
-    assert "dogg" in message
-    assert "dog" in message.split("near:")[1]
-    require.fill("")
+    message = page.get_by_test_id("toast-body")
+    expect(message).to_contain_text("dogg")
+    expect(message).to_be_in_viewport()
+    assert "dog" in message.text_content().split("near:")[1]
+    assert sentences(page) == before  # photo and sentences stay
+    expect(page.locator("#viewer .viewer")).to_have_attribute("data-state", "ready")
+    require.fill("dog")
     require.press("Enter")
-    page.wait_for_selector("#viewer .viewer[data-state=ready]")
-    assert sentences(page) == before
+    expect(page.locator("#viewer .candidate .text").first).to_contain_text("dog")
 
 
 def test_sampling_with_another_seed_says_other_things(page):
@@ -106,13 +109,13 @@ def test_sampling_with_another_seed_says_other_things(page):
 
     text = page.locator("#viewer .candidates")
     before = text.text_content()
-    assert not page.locator("#seed").is_visible()
+    expect(page.locator("#seed")).to_be_hidden()
     choose(page, "mode", "Sampling")
     expect(text).not_to_have_text(before)
     sampled = text.text_content()
     give_number(page, "seed", 7)
     expect(text).not_to_have_text(sampled)
-    assert not page.locator("#beam").is_visible()
+    expect(page.locator("#beam")).to_be_hidden()
 
 
 def test_strength_dims_without_asking_the_model(page):

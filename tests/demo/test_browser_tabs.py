@@ -71,8 +71,10 @@ def zipped(*photos):
 
 
 def test_many_photos_become_a_table_and_files(tab, photos):
+    from playwright.sync_api import expect
+
     page = tab("Batch")
-    assert page.locator("#take-csv").is_disabled()
+    expect(page.locator("#take-csv")).to_be_disabled()
     evil = {"name": EVIL, "mimeType": "image/png", "buffer": b"nonsense"}
     good = {"name": "good.png", "mimeType": "image/png", "buffer": photos[0].read_bytes()}
     give(page, good, evil)
@@ -133,7 +135,8 @@ def test_two_sides_are_compared(tab, photos):
 
 
 def test_the_model_is_told_about(tab, captioner):
+    from playwright.sync_api import expect
+
     page = tab("About")
-    text = page.locator("#about").inner_text()
     for told in ("known", "tiny", f"{len(captioner.vocabulary)} words", "0.5", "What attention"):
-        assert told in text
+        expect(page.locator("#about")).to_contain_text(told)

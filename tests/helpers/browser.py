@@ -1,7 +1,7 @@
-"""Chromium, and demos for it to visit; conftest.py makes these fixtures known.
+"""Fixtures that run Chromium and demos for it to visit; `conftest.py` loads them.
 
-A visit watches the page: what it writes as an error to the console, a script that fails or opens a
-dialog, and any request that is not to this machine fail the test.
+A test fails if its page writes an error to the console, opens a dialog, or sends a request to
+another machine, or if a script fails.
 """
 
 import io
@@ -84,7 +84,8 @@ def visit(browser, _contexts):
         pages.append(page)
         _watch(page, complaints)
         page.goto(address)
-        page.wait_for_selector("#viewer .viewer[data-state]")
+        # Where there is an example, it is shown once the model is loaded.
+        page.wait_for_selector("#viewer .viewer[data-state]:not([data-state=loading])")
         return page
 
     yield open_page
@@ -116,7 +117,7 @@ def _watch(page, complaints):
 
 
 def upload(page, photo):
-    """Give the page a photo, a path or what Playwright takes, and wait for what it says of it."""
+    """Upload an image (a path, or what Playwright takes) and wait for its caption or an error."""
     image = page.locator("#viewer img.photo")
     before = image.get_attribute("src")
     page.set_input_files("#photo input[type=file]", photo)
@@ -137,12 +138,12 @@ def wait_for_word(page, index, *, viewer="viewer"):
 
 
 def shown_words(page):
-    """The words of the sentence on show."""
+    """Return the words of the sentence on show."""
     return page.locator("#viewer .words .word").all_text_contents()
 
 
 def overlay_alpha(page):
-    """How opaque the overlay is, (height, width), 0 to 1."""
+    """Return the opacity of the overlay, (height, width), 0 to 1."""
     values, width = page.locator("#viewer canvas.overlay").evaluate(
         """canvas => {
             const image = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -153,5 +154,5 @@ def overlay_alpha(page):
 
 
 def photograph(page, selector="#viewer .frame"):
-    """What a visitor sees of an element, as RGB."""
+    """Return a screenshot of an element, as RGB."""
     return Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")

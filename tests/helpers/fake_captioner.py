@@ -1,4 +1,4 @@
-"""A stand-in for the model that is quick and sees its batch, and photos to give it."""
+"""A quick stand-in for a captioner whose scores depend on the batch, and images for it."""
 
 import os
 from itertools import islice
@@ -15,7 +15,7 @@ from captioner.image import io as images
 
 
 class FakeCaptioner:
-    """Captions depend on the picture, scores also on the other pictures of the batch."""
+    """Captions depend on the image, scores also on the other images of the batch."""
 
     def __init__(self, stop_after=None, on_batch=None):
         self.read = 0
@@ -55,7 +55,7 @@ class FakeCaptioner:
 
 
 def make_photos(folder):
-    """Seven photos, the third of which is none."""
+    """Write seven files, the third of which is no image."""
     for number in range(7):
         save(folder / f"{number}.png")
     (folder / "2.png").write_bytes(b"nonsense")
@@ -73,7 +73,7 @@ def names(*paths, **options):
 
 
 def caption_to(output, paths, *, mode="new", form=None, captioner=None, batch_size=3, **options):
-    """What the command does, without a model."""
+    """Do what the command does, without a model."""
     writer = open_writer(str(output), form, mode=mode)
     items = open_sources(map(str, paths))
     return run(captioner or FakeCaptioner(), items, writer, batch_size=batch_size, **options)

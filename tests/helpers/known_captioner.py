@@ -1,4 +1,4 @@
-"""A captioner that says the same of every photo, and whose words look at known places."""
+"""A captioner that gives every image the same captions, with known attention maps."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ SENTENCES = (("upper", "middle", "lower"), ("middle", "lower"), ("lower", "upper
 
 
 class KnownCaptioner(Captioner):
-    """Reads photos and takes options as any other, but what it finds is known beforehand."""
+    """Reads images and takes options as any other captioner, but its results are fixed."""
 
     def caption(self, source, hypotheses):
         candidates = tuple(_caption(words, source) for words in SENTENCES)

@@ -38,7 +38,7 @@ function render() {
   const next = props.value && typeof props.value === "object" ? props.value : null;
   const sameSentences = Boolean(next?.id && next.id === view?.id);
   view = next?.sentences ? next : null;
-  root.dataset.state = next?.error ? "error" : view ? "ready" : "empty";
+  root.dataset.state = next?.error ? "error" : view ? "ready" : next?.notice ? "loading" : "empty";
   find("message").textContent = next?.error || next?.notice || "Drop a photo, and read what it shows.";
   if (!view) return cancelAnimationFrame(frame); // no photo is left for a fade to end on
   root.dataset.style = view.style;

@@ -123,11 +123,24 @@ def on_image(
 
 
 def on_settings(
-    models: Models, path: str | None, view: View | None, *given: Any
+    models: Models,
+    path: str | None,
+    view: View | None,
+    model: str,
+    style: str,
+    strength: float,
+    *search: Any,
 ) -> tuple[dict[str, Any] | None, View | None]:
-    """Caption the image on show once more; an impossible setting keeps the state."""
-    shown, new = on_image(models, path or (view.source if view else None), *given)
-    return shown, new or view
+    """Caption the image on show once more.
+
+    Raises:
+        CaptionerError: A setting is impossible; image and sentences stay as they are.
+    """
+    path = path or (view.source if view else None)
+    if not path:
+        return None, None
+    view = caption_image(models[model], path, decoding_options(*search))
+    return view_payload(view, style, strength), view
 
 
 def on_sentence(
