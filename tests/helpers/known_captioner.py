@@ -16,7 +16,7 @@ SENTENCES = (("upper", "middle", "lower"), ("middle", "lower"), ("lower", "upper
 class KnownCaptioner(Captioner):
     """Reads images and takes options as any other captioner, but its results are fixed."""
 
-    def caption(self, source, hypotheses):
+    def to_caption(self, source, hypotheses):
         candidates = tuple(_caption(words, source) for words in SENTENCES)
         return replace(candidates[0], candidates=candidates)
 
