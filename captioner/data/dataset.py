@@ -17,6 +17,7 @@ Shapes: B photos in a batch, C captions per photo, T time, S side of the encoder
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -40,6 +41,8 @@ from captioner.image.transforms import Augmentation
 from captioner.tokenizer import Vocabulary, tokenize
 
 logger = logging.getLogger(__name__)
+
+_TIMEOUT = 600.0  # seconds without a batch from the workers, after which the training gives up
 
 _MIRROR = {"left": "right", "leftmost": "rightmost", "leftward": "rightward"}
 _MIRROR |= {right: left for left, right in _MIRROR.items()}
@@ -233,7 +236,12 @@ def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
 
 
 class CaptionLoader(DataLoader[Any]):
-    """Batches from workers that live on over the epochs; it iterates over `CaptionBatch`."""
+    """Batches from workers that live on over the epochs; it iterates over `CaptionBatch`.
+
+    Raises:
+        DataError: While iterating: an image cannot be read, the shared memory is full, a worker was
+            killed, or no batch has come for `_TIMEOUT` seconds.
+    """
 
     def __iter__(self) -> Iterator[CaptionBatch]:  # type: ignore[override]
         try:
@@ -242,6 +250,17 @@ class CaptionLoader(DataLoader[Any]):
             # From a worker it comes with a page of traceback before its message.
             message = str(error).strip().splitlines()[-1]
             raise DataError(message.removeprefix("captioner.errors.DataError: ")) from error
+        except OSError as error:  # the queues of the workers are made in /dev/shm as well
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EMFILE):
+                raise
+            raise DataError(_no_shared_memory(error)) from error
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):  # not about the loader
+                raise
+            raise DataError(
+                f"loading of images has stopped ({' '.join(str(error).split())}): read them without"
+                " worker processes (data.workers=0) to see why"
+            ) from error
 
 
 def make_loader(
@@ -256,14 +275,35 @@ def make_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate_to_share if workers else collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals_alone,
+        timeout=_TIMEOUT if workers else 0,
         # The loader draws a seed per epoch: not from the generator that dropout uses, or a resumed
         # training would differ from an uninterrupted one.
         generator=torch.Generator(),
     )
+
+
+def _collate_to_share(items: Sequence[CaptionItem]) -> CaptionBatch:
+    """Collate in a worker, into the memory that it shares with the training.
+
+    Left to the queue, a batch that does not fit there would be lost in a thread of the worker, and
+    the training would wait for it in vain.
+    """
+    batch = collate(items)
+    try:
+        return batch._map(lambda tensor: tensor.share_memory_())
+    except (RuntimeError, OSError) as error:
+        raise DataError(_no_shared_memory(error)) from error
+
+
+def _no_shared_memory(error: Exception) -> str:
+    return (
+        f"the worker processes that read images have no shared memory ({error}): enlarge /dev/shm"
+        " (Docker: --shm-size=1g) or read without them (data.workers=0)"
+    ).replace("\n", " ")
 
 
 def _leave_signals_alone(_worker: int) -> None:

@@ -1,6 +1,8 @@
 """Sampler, dataset, collate: what a training sees depends on (seed, epoch, photo) alone."""
 
+import os
 import pickle
+import time
 from itertools import chain
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from captioner.data import dataset as dataset_module
 from captioner.data.annotations import Example
 from captioner.data.dataset import CaptionDataset, collate, make_loader, mirror_words
 from captioner.data.features import build_features
@@ -401,3 +404,32 @@ def test_batch_moves_as_a_whole(examples, vocabulary, cache):
         assert all(tensor.device.type == "meta" for tensor in tensors)
         assert (moved.images is None) == (batch.images is None)
         assert same(batch.to("cpu"), batch)
+
+
+# ----------------------------------------------------------------------------------- shared memory
+
+
+def _first_batch(examples, vocabulary):
+    data = CaptionDataset(examples, vocabulary, preprocess=PREPROCESS)
+    loader = make_loader(data, LengthAwareSampler(data.lengths, batch_size=2), workers=1)
+    return next(iter(loader))
+
+
+def test_a_full_shared_memory_is_an_error_that_names_it(examples, vocabulary, monkeypatch):
+    def share(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share)
+    with pytest.raises(DataError, match=r"No space left.*/dev/shm.*data\.workers=0") as caught:
+        _first_batch(examples, vocabulary)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_wait_for_workers_is_without_a_limit(examples, vocabulary, monkeypatch):
+    monkeypatch.setattr(dataset_module, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(dataset_module, "collate", lambda items: time.sleep(60))
+    with pytest.raises(DataError, match=r"loading of images has stopped.*data\.workers=0"):
+        _first_batch(examples, vocabulary)
+    monkeypatch.setattr(dataset_module, "collate", lambda items: os.kill(os.getpid(), 9))
+    with pytest.raises(DataError, match=r"stopped .*(killed|exited)"):
+        _first_batch(examples, vocabulary)
