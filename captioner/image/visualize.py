@@ -9,8 +9,8 @@ Scale: each map is divided by its own largest value, so its peak is fully lit wh
 compare heights between words by giving all of them one `peak` (or `shared_scale=True`). Missing
 values (NaN, infinity) and negative ones count as 0; an all-zero map leaves the photo dim.
 
-Text is set in Pillow's own font, which covers Latin with accents. For other scripts give
-`font="/path/to/font.ttf"`; otherwise their letters come out as boxes.
+Text is set in Pillow's own font, which covers Latin with accents. For other scripts a font of the
+system is looked for; `font="/path/to/font.ttf"` chooses one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ import functools
 import io
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from captioner.errors import ConfigError
+from captioner.image.fonts import Font, find_font, load_font
 from captioner.image.io import grid_to_image, open_image
-
-Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
 STYLES = ("spotlight", "heatmap")
 
@@ -160,7 +159,7 @@ def word_strip(
         panel_width: In pixels; None chooses by the photo's shape.
         style: As for `overlay`.
         shared_scale: Give all words the scale of the strongest, instead of each its own.
-        font: A TrueType file for scripts that Pillow's own font lacks.
+        font: A TrueType or OpenType file; None chooses one that has the letters.
         **options: Passed to `overlay`.
 
     Returns:
@@ -184,6 +183,7 @@ def word_strip(
     rows = math.ceil(len(panels) / columns)
     label = round(_LABEL_SIZE * 1.7)
     step_x, step_y = panel[0] + _GAP, panel[1] + label + _GAP
+    font = font or find_font("".join(words))
     sheet = Image.new("RGB", (columns * step_x + 3 * _GAP, rows * step_y + 2 * _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for index, (picture, text) in enumerate(zip(panels, ["", *words], strict=True)):
@@ -236,21 +236,11 @@ def _good_columns(panels: int, panel: tuple[int, int]) -> int:
     return min(range(1, panels + 1), key=ugliness)
 
 
-@functools.lru_cache(maxsize=32)
-def _font(size: int, path: str | None) -> Font:
-    if path is None:
-        return ImageFont.load_default(size)
-    try:
-        return ImageFont.truetype(path, size)
-    except OSError as error:
-        raise ConfigError(f"cannot load the font {path}: {error}") from error
-
-
 def _fitted(text: str, width: int, path: str | None) -> tuple[str, Font]:
     """The text and a font in which it fits the width: smaller if need be, cut short at last."""
     text = " ".join(text.split())
     for size in range(_LABEL_SIZE, 11, -2):
-        font = _font(size, path)
+        font = load_font(size, path)
         if font.getlength(text) <= width:
             return text, font
     while text and font.getlength(text + "...") > width:
@@ -299,7 +289,7 @@ def animate(
     if shared_scale:
         options["peak"] = _common_peak(maps)
     photo = _fit(photo, (size, size))
-    typeface = _font(_LABEL_SIZE, font)
+    typeface = load_font(_LABEL_SIZE, font or find_font("".join(words)))
     width = max(photo.width, size // 2)
     places, text_height = _flow(words, width - 2 * _GAP, typeface)
     frames = []
