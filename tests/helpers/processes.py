@@ -33,7 +33,7 @@ def torchrun(*arguments, alone=True):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 
