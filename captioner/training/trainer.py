@@ -154,7 +154,7 @@ class Trainer:
         # Stopping
         self._told_to_stop = False  # this process
         self._stop = False  # all processes, by agreement
-        self._loses_nothing = True  # to end at once: no step since the start or the last state
+        self._loses_nothing = True  # ending at once would lose no step
         self._slowest_step = 0.0  # seconds
         self._ended = threading.Event()
 
