@@ -15,8 +15,8 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
-from typing import IO, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -35,7 +35,9 @@ __all__ = [
     "open_image",
 ]
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray | Mapping[str, Any]"
+)
 
 MAX_PIXELS = 178_956_970
 """Most pixels a picture may declare (the bound at which Pillow itself refuses)."""
@@ -71,8 +73,9 @@ def open_image(
     metadata, so opening it once more changes nothing. A PIL source is left as it is.
 
     Args:
-        source: Path, encoded bytes, PIL image, or array (height, width[, 1, 3 or 4]) of uint8,
-            uint16, bool, or floats within 0..1.
+        source: Path, encoded bytes, binary file object, PIL image, or an image of Hugging Face
+            `datasets` (`{"bytes": ..., "path": ...}`); or an array or tensor, (height, width[, 1, 3
+            or 4]) or (1, 3 or 4, height, width), of uint8, uint16, bool, or floats within 0..1.
         max_pixels: Refuse pictures that declare more pixels than this, before decoding them.
         shrink_to: Let the JPEG decoder shrink by 2, 4 or 8 while the shorter side stays at least
             this long: much quicker for camera photos. Other formats keep their full size up to 16
@@ -83,17 +86,33 @@ def open_image(
             files are refused too: a half-grey photo would get a confident wrong caption.
     """
     try:
-        if isinstance(source, np.ndarray):
-            image = upright_rgb(_from_array(source, max_pixels), None)
-        elif isinstance(source, Image.Image):
-            image = upright_rgb(_decode(source, max_pixels, None), None)
+        plain = _plain(source)
+        if isinstance(plain, np.ndarray):
+            image = upright_rgb(_from_array(plain, max_pixels), None)
+        elif isinstance(plain, Image.Image):
+            image = upright_rgb(_decode(plain, max_pixels, None), None)
         else:
-            with _open_stream(source) as stream:
+            with _open_stream(plain) as stream:
                 image = _read(stream, max_pixels, shrink_to)
     except Exception as error:  # decoders raise anything: SyntaxError, struct.error, MemoryError...
         raise ImageError(f"{_name(source)}: {_explain(error)}") from error
     image.info = {}  # a kept EXIF block would turn the picture a second time
     return image
+
+
+def _plain(source: Any) -> Any:
+    """Turn an image of Hugging Face, a file object or a tensor into bytes, a path or an array."""
+    if isinstance(source, Mapping):
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, (Image.Image, np.ndarray)):
+        return source
+    if hasattr(source, "read"):
+        if source.seekable():  # it may have been read before, or just been written
+            source.seek(0)
+        return source.read()
+    if hasattr(source, "detach"):  # a tensor, maybe on a GPU
+        source = source.detach().cpu()
+    return np.asarray(source) if hasattr(source, "__array__") else source
 
 
 def _read(stream: IO[bytes], max_pixels: int, shrink_to: int | None) -> Image.Image:
@@ -139,6 +158,8 @@ def _refuse_separate_planes(image: Image.Image) -> None:
 
 def _name(source: object) -> str:
     """What to call the source in a message: one printable line, whatever the file is called."""
+    if isinstance(source, Mapping):
+        source = source.get("path") or source.get("bytes")
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"<{len(source):,} bytes>"
     if isinstance(source, Image.Image):
@@ -172,7 +193,7 @@ def _open_stream(source: object) -> IO[bytes]:
             raise ImageError("no data (0 bytes)")
         return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):
-        raise ImageError("not a picture: give a path, bytes, a PIL image or a NumPy array")
+        raise ImageError("not a picture: give a path, bytes, a file, a PIL image or an array")
     status = os.stat(source)
     if stat.S_ISDIR(status.st_mode):
         raise ImageError("a folder, not a picture")
@@ -338,10 +359,12 @@ def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
     """Make an L, RGB or RGBA image from an array, or say what is wrong with the array."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
+    elif array.ndim == 3 and array.shape[2] not in (3, 4) and array.shape[0] in (1, 3, 4):
+        return _from_array(np.moveaxis(array, 0, 2), max_pixels)  # channels first, as in PyTorch
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
         raise ImageError(
             f"an array of shape {array.shape} is not a picture: "
-            "expected (height, width) or (height, width, 1, 3 or 4)"
+            "expected (height, width), (height, width, channels) or (channels, height, width)"
         )
     _check_size(array.shape[1], array.shape[0], max_pixels)
     if array.dtype == np.bool_:

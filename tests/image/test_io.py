@@ -98,7 +98,7 @@ def test_bool_and_rgba_arrays() -> None:
 @pytest.mark.parametrize(
     ("array", "said"),
     [
-        (np.zeros((3, 5, 7), np.uint8), "shape"),  # channels first
+        (np.zeros((2, 5, 7), np.uint8), "shape"),
         (np.zeros((2, 2, 2), np.uint8), "shape"),
         (np.zeros(9, np.uint8), "shape"),
         (np.zeros((1, 4, 4, 3), np.uint8), "shape"),
