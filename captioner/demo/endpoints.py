@@ -21,7 +21,7 @@ from captioner.batch.formats import to_row
 from captioner.demo.components import BATCH_QUEUE, MODEL_QUEUE
 from captioner.demo.models import Models
 from captioner.demo.security import MAX_FILE_BYTES, MAX_TEXT
-from captioner.demo.settings import MAX_BEAM, MAX_CAPTIONS
+from captioner.demo.settings import MAX_BEAM, MAX_CAPTIONS, decoding_options
 from captioner.demo.uploads import Upload, caption_uploads, open_item
 from captioner.errors import ConfigError, ImageError
 from captioner.image.io import ImageSource
@@ -54,7 +54,7 @@ def add(models: Models) -> None:
             their "log_probs"; "candidates" if several were asked for; "attention" if asked for.
         """
         captioner = _choose(models, model)
-        options = _decoding_options(captions, beam)
+        options = _checked_options(captions, beam)
         found = captioner(_open(captioner, photo), **options)
         return dict(found.to_dict(attention=attention))
 
@@ -77,7 +77,7 @@ def add(models: Models) -> None:
             "words" and "log_probs"; or with an "error" where it could not be read.
         """
         files = [_upload(photo) for photo in (photos if isinstance(photos, list) else [photos])]
-        options = _decoding_options(captions, beam)
+        options = _checked_options(captions, beam)
         results = caption_uploads(_choose(models, model), files, options)
         return [to_row(item, result) for item, result in results]
 
@@ -114,7 +114,7 @@ def _choose(models: Models, name: str) -> Captioner:
     return models[str(name) if name else models.names[0]]
 
 
-def _decoding_options(captions: int, beam: int) -> dict[str, Any]:
+def _checked_options(captions: int, beam: int) -> dict[str, Any]:
     """Return decoding options within the ranges of the page.
 
     Raises:
@@ -123,7 +123,7 @@ def _decoding_options(captions: int, beam: int) -> dict[str, Any]:
     for name, value, most in (("captions", captions, MAX_CAPTIONS), ("beam", beam, MAX_BEAM)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ConfigError(f"{name} must be a whole number from 1 to {most}")
-    return {"num_captions": captions, "beam": max(beam, captions)}
+    return decoding_options(captions=captions, beam=beam)
 
 
 def _upload(file: Any) -> Upload:

@@ -77,6 +77,16 @@ def test_a_setting_that_fails_forgets_nothing(models, photo):
     assert new.source == photo
 
 
+def test_a_banned_word_that_the_model_does_not_have_is_told(models, photo, monkeypatch):
+    told = []
+    monkeypatch.setattr(gr, "Info", told.append)
+    caption_tab.on_image(models, photo, *LOOKS, *search(ban="dog, Cat"))
+    assert told == []
+    caption_tab.on_settings(models, photo, None, *LOOKS, *search(ban="dog, zebu"))
+    assert len(told) == 1
+    assert told[0].endswith(": zebu")
+
+
 def test_settings_before_any_photo_do_nothing(models):
     assert caption_tab.on_settings(models, None, None, *LOOKS, *search()) == (None, None)
 

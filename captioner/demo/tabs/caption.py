@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
@@ -30,6 +31,9 @@ from captioner.demo.session import (
 from captioner.demo.settings import Settings, decoding_options
 from captioner.errors import CaptionerError
 from captioner.tokenizer import tokenize
+
+if TYPE_CHECKING:
+    from captioner.api import Captioner
 
 
 def build(models: Models, examples: Sequence[str], start: Callable[[], View] | None) -> None:
@@ -116,7 +120,7 @@ def on_image(
     if not path:
         return None, None
     try:
-        view = caption_image(models[model], path, decoding_options(*search))
+        view = _caption(models[model], path, *search)
     except CaptionerError as error:
         return error_payload(str(error)), None
     return view_payload(view, style, strength), view
@@ -139,8 +143,18 @@ def on_settings(
     path = path or (view.source if view else None)
     if not path:
         return None, None
-    view = caption_image(models[model], path, decoding_options(*search))
+    view = _caption(models[model], path, *search)
     return view_payload(view, style, strength), view
+
+
+def _caption(captioner: Captioner, path: str, *search: Any) -> View:
+    options = decoding_options(*search)
+    view = caption_image(captioner, path, options)
+    unknown = [word for word in options["ban"] if word.lower() not in captioner.vocabulary]
+    if unknown:
+        words = html.escape(", ".join(unknown), quote=False)
+        gr.Info(f"The model does not know what is banned here, and never writes it: {words}")
+    return view
 
 
 def on_sentence(
