@@ -23,15 +23,28 @@ import torch
 from torch import Tensor
 
 from captioner.models.attention import Memory
-from captioner.models.decoder import Decoder, teacher_forced
+from captioner.models.decoder import Decoder
 from captioner.models.encoder import Grid
+from captioner.tokenizer import Vocabulary
 
 
 def word_log_probs(decoder: Decoder, memory: Memory, words: Sequence[int]) -> Tensor:
-    """Return the log-probability (N, T) of each word of a sentence, given the words before it."""
-    log_probs, _ = teacher_forced(decoder, memory, words)  # (N, T, V)
-    targets = torch.tensor(words, device=log_probs.device).expand(len(log_probs), -1)
-    return log_probs.gather(-1, targets[..., None]).squeeze(-1)
+    """Return the log-probability of each word of a sentence, given the true words before it.
+
+    Args:
+        decoder: In `eval()`.
+        memory: Of N images, or of N damaged copies of one.
+        words: Ids of the T words, without START.
+
+    Returns:
+        (N, T) fp32.
+    """
+    images, device = len(memory.values), memory.values.device
+    captions = torch.tensor([Vocabulary.START, *words], device=device).expand(images, 1, -1)
+    lengths = torch.full((images, 1), len(words), device=device)
+    output = decoder(memory, captions, lengths)
+    log_probs = output.logits.float().log_softmax(-1)  # (N·T, V)
+    return log_probs.gather(1, output.targets[:, None]).view(images, len(words))
 
 
 def saliency_maps(decoder: Decoder, grid: Grid, words: Sequence[int]) -> Tensor:

@@ -12,7 +12,6 @@ T time, V vocabulary, M real tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -309,22 +308,3 @@ def _places(live: Tensor, batch: int, rows: int) -> Tensor:
     photo = torch.arange(batch, device=live.device)[:, None, None]
     row = torch.arange(rows, device=live.device)[:, None]
     return before + photo * columns + row
-
-
-def teacher_forced(decoder: Decoder, memory: Memory, words: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Score a sentence for N images, every word given the true words before it.
-
-    Args:
-        decoder: In `eval()`.
-        memory: Of the N images.
-        words: Ids of the T words, without START.
-
-    Returns:
-        Log-probabilities of all words (N, T, V) in fp32, and attention (N, T, L).
-    """
-    images, device = len(memory.values), memory.values.device
-    captions = torch.tensor([Vocabulary.START, *words], device=device).expand(images, 1, -1)
-    lengths = torch.full((images, 1), len(words), device=device)
-    output = decoder(memory, captions, lengths)
-    log_probs = output.logits.float().log_softmax(-1)
-    return log_probs.view(images, len(words), -1), output.attention[:, 0]

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import math
@@ -5,13 +6,14 @@ import weakref
 
 import numpy as np
 import pytest
+from captioner.ensemble import Ensemble
 from helpers.pictures import scenes, write_pictures
-from helpers.tiny import MODEL
+from helpers.tiny import MODEL, shake
 
 from captioner.api import Caption, Captioner
 from captioner.checkpoint import Header
 from captioner.data.annotations import Example, read_captions
-from captioner.errors import DataError
+from captioner.errors import ConfigError, DataError
 from captioner.evaluation.attention import AttentionMeasure
 from captioner.evaluation.evaluate import evaluate
 from captioner.evaluation.masks import CocoInstances
@@ -181,6 +183,25 @@ def test_photos_that_cannot_be_read_are_counted_and_named(captioner, examples, t
     assert "could not" not in whole.table()
     with pytest.raises(DataError, match=r"2 of 2 photos could not be read.*damaged\.jpg"):
         evaluate(captioner, bad, progress=False)
+
+
+def test_an_ensemble_is_evaluated_as_a_whole(captioner, examples, tmp_path, caplog):
+    other = Captioner(copy.deepcopy(captioner.model), captioner.header, "cpu", "fp32")
+    shake(other.model.decoder, 0.5)
+    ensemble = Ensemble([captioner, other])
+    instances = write_instances(tmp_path / "instances.json", range(6))
+    options = {"progress": False, "max_length": 5}
+    with pytest.raises(ConfigError, match=r"--faithfulness\) measures one model, not an ensemble"):
+        evaluate(ensemble, examples, deletions=2, **options)
+    result = evaluate(ensemble, examples, instances=[instances], **options)
+    assert "ensemble is measured without" in caplog.text
+    assert result.saliency is None
+    said = ensemble([example.image for example in examples], max_length=5)
+    assert [row["caption"] for row in result.results] == [caption.text for caption in said]
+    measure = AttentionMeasure(CocoInstances(instances))
+    for i, caption in enumerate(said):  # the mean of both models' maps
+        measure.add(i, caption.words, caption.attention)
+    assert result.attention.entropy == pytest.approx(measure.report().entropy, abs=1e-5)
 
 
 def test_refuses_no_photos_and_the_same_photo_twice(captioner, examples):

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from captioner.errors import DataError
 from captioner.metrics.bleu import bleu
 from captioner.metrics.cider import DocumentFrequency, cider_d
+from captioner.metrics.coco_caption import score_tokens
 from captioner.metrics.ngrams import count_ngrams
 from captioner.metrics.rouge import longest_common_subsequence, rouge_l
 from captioner.tokenizer import tokenize
@@ -97,6 +99,21 @@ def test_cider_d_equals_the_official_figures():
     assert score.per_image == close(CIDER_D_PER_IMAGE)
     assert score.score == close(1.886231030327081)
     assert cider_d(SHORT_CANDIDATES, REFERENCES).per_image == close(SHORT_CIDER_D_PER_IMAGE)
+
+
+def test_official_figures_of_twenty_images():
+    """`official_figures.json`: invented captions, scored by pycocoevalcap 1.2."""
+    path = Path(__file__).parents[1] / "data" / "official_figures.json"
+    content = json.loads(path.read_text("utf-8"))
+    images, corpus = content["images"], content["corpus"]
+    candidates = [image["candidate"].split() for image in images]
+    references = [split(image["references"]) for image in images]
+    scores = score_tokens(candidates, references)
+    assert scores.summary() == {name: close(value) for name, value in corpus.items()}
+    per_image = [scores.bleu, scores.rouge_l, scores.cider]
+    for score, name in zip(per_image, ("bleu", "rouge_l", "cider"), strict=True):
+        expected = [image[name] for image in images]
+        np.testing.assert_allclose(score.per_image, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_official_figures_of_the_thousand_photos(shared_data):
