@@ -6,11 +6,10 @@ import weakref
 
 import numpy as np
 import pytest
-from captioner.ensemble import Ensemble
 from helpers.pictures import scenes, write_pictures
 from helpers.tiny import MODEL, shake
 
-from captioner.api import Caption, Captioner
+from captioner.api import Caption, Captioner, Ensemble
 from captioner.checkpoint import Header
 from captioner.data.annotations import Example, read_captions
 from captioner.errors import ConfigError, DataError
