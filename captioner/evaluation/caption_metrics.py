@@ -1,14 +1,13 @@
-"""Everything that is measured on captions alone, whoever wrote them: a model just now, or a file.
+"""All figures of captions alone, whether a model generated them just now or a file holds them.
 
 Metrics with intervals, diversity, object hallucination, the official Java metrics, and the scores
-of every photo in the form that `captioner compare` reads.
+of every image in the form that `captioner compare` reads.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +19,14 @@ from captioner.metrics.diversity import Diversity, measure_diversity
 from captioner.metrics.official import OfficialScore, official_scores
 from captioner.metrics.significance import CONFIDENCE, SAMPLES, ScoreTable, bootstrap_intervals
 from captioner.tokenizer import tokenize
+from captioner.utils.formatting import json_value
 
 METRIC_NAMES = {
     **{f"bleu{n}": f"BLEU-{n}" for n in range(1, 5)},
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr-D",
 }
-"""Names of the metrics for people."""
+"""Names of the metrics in tables."""
 
 _UNDEFINED_CIDER = (
     "undefined: it weighs words by how rare they are among the photos, so it needs two or more"
@@ -41,14 +41,14 @@ _SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionQuality:
-    """What was measured on the captions of a set of photos.
+    """The figures of the captions of a set of images.
 
     Attributes:
-        image_ids: The photos.
-        captions: Their captions; None for a photo that was left out.
+        image_ids: The images.
+        captions: Their captions; None for an image without one.
         references: Their references, as written.
-        scores: The metrics, corpus and per photo.
-        intervals: Bootstrap intervals over photos by metric, at CONFIDENCE; empty for one photo.
+        scores: The metrics, of the corpus and per image.
+        intervals: Bootstrap intervals over images by metric, at CONFIDENCE; empty for one image.
         diversity: How varied the captions are.
         hallucination: CHAIR, if object annotations were given.
         official: The Java metrics, if they were asked for.
@@ -71,14 +71,14 @@ class CaptionQuality:
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """The captions in the COCO results format."""
+        """The captions that are not None, in the COCO results format."""
         pairs = zip(self.image_ids, self.captions, strict=True)
         return [{"image_id": i, "caption": text} for i, text in pairs if text is not None]
 
     def table(self) -> str:
-        """The figures for a terminal: BLEU, ROUGE-L, METEOR, SPICE from 0 to 100, CIDEr-D from 0.
+        """Return the figures as text; BLEU, ROUGE-L, METEOR and SPICE from 0 to 100.
 
-        The last lines state which program and tokenizer made which figure.
+        If Java metrics were asked for, the last lines name the program and tokenizer of each.
         """
         references = sum(map(len, self.references))
         lines = [f"{len(self.image_ids):,} photos, {references:,} references"]
@@ -99,9 +99,9 @@ class CaptionQuality:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures and the scores of every photo, as JSON can hold them.
+        """Return all figures and the scores of every image, as JSON can hold them.
 
-        Metrics are fractions under `metrics`. `images` has an entry per photo; its
+        Metrics are fractions under `metrics`. `images` has an entry per image; its
         `bleu_counts` are the correct n-grams of orders 1 to 4, the possible ones, the words of
         the caption and of the reference closest in length.
         """
@@ -164,20 +164,20 @@ def measure_quality(
     training: Set[tuple[str, ...]] | None = None,
     official: bool = False,
 ) -> CaptionQuality:
-    """Measure the captions of a set of photos, one each.
+    """Measure one caption per image.
 
     Args:
-        image_ids: The photos.
-        captions: Their captions as written. None for a photo that was left out: it scores 0 where
-            scores are means, lowers BLEU, and recalls nothing; no model gains by it.
-        references: One or more references a photo, as written.
-        objects: Categories by image id (`read_objects`): measures hallucination.
+        image_ids: The images.
+        captions: Their captions as written. None for an image without one: it scores 0 where
+            scores are means, lowers BLEU and recalls nothing, so that no model gains by it.
+        references: One or more references per image, as written.
+        objects: Categories by image id (`CocoInstances.present`), to measure hallucination.
         training: Captions of the training set (`training_captions`): finds
             copies.
         official: Also run the official Java tools.
 
     Raises:
-        DataError: No photo, or a photo without references.
+        DataError: There is no image, or an image has no reference.
     """
     words = [None if caption is None else tokenize(caption) for caption in captions]
     tokens = [[tokenize(sentence) for sentence in sentences] for sentences in references]
@@ -200,19 +200,20 @@ def measure_quality(
 
 
 def format_score(metric: str, value: float, sign: str = "") -> str:
-    """A score as it is usually printed: CIDEr-D with three decimals, others in percent with one."""
+    """Return a score as usually printed: CIDEr-D with 3 decimals, others in percent with 1."""
     return f"{value:{sign}.3f}" if metric == "cider" else f"{100 * value:{sign}.1f}"
 
 
 def references_digest(image_ids: Sequence[int | str], references: Sequence[Sequence[str]]) -> str:
-    """A fingerprint of photos and references, in any order: only equal ones can be compared."""
+    """Return a digest of images and references, whatever their order."""
     photos = zip(image_ids, references, strict=True)
     lines = sorted(json.dumps([str(image_id), sorted(texts)]) for image_id, texts in photos)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _rounded(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), 6)
+    rounded: float | None = json_value(round(float(value), 6))
+    return rounded
 
 
 def _reason(score: OfficialScore) -> str:

@@ -1,4 +1,4 @@
-"""Two sets of captions of the same photos, side by side: differences, intervals, significance."""
+"""Compare two sets of captions of the same images: differences, intervals, significance."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Comparison:
     """How captions B differ from captions A.
 
     Attributes:
-        a, b: What they are called.
-        photos: How many photos both describe.
+        a, b: Their names.
+        photos: Number of images.
         metrics: The differences by metric; CIDEr-D is left out where it is undefined.
-        equal_captions: Share of the photos with the same caption in both, 0 to 1.
-        notes: What did not fit the references, in sentences.
-        seed: Of the resampling.
+        equal_captions: Share of the images with the same caption in both, 0 to 1.
+        notes: Sentences about captions and references that did not match.
+        seed: Seed of the resampling.
     """
 
     a: str
@@ -50,7 +50,7 @@ class Comparison:
     seed: int
 
     def table(self) -> str:
-        """The comparison as text for a terminal."""
+        """Return the comparison as text for a terminal."""
         lines = [
             *self.notes,
             f"A: {self.a}",
@@ -71,7 +71,7 @@ class Comparison:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as JSON can hold it; scores are fractions."""
+        """Return the comparison as JSON can hold it; scores are fractions."""
         return {
             "a": self.a,
             "b": self.b,
@@ -94,10 +94,10 @@ class ScoredFile:
     """The captions of a file with their scores.
 
     Attributes:
-        captions: By image id, as text; None for a photo that was left out.
-        table: A row per photo, in the same order.
-        digest: Fingerprint of photos and references.
-        notes: What did not fit the references.
+        captions: By image id as text; None for an image without one.
+        table: A row per image, in the same order.
+        digest: Digest of images and references.
+        notes: Sentences about captions and references that did not match.
     """
 
     captions: dict[str, str | None]
@@ -113,17 +113,17 @@ def compare_files(
     *,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two files: what `captioner evaluate --json` wrote, or captions to score now.
+    """Compare two files: figures written by `captioner evaluate --json`, or captions to score.
 
     Args:
         a: The first file.
         b: The second.
-        examples: Photos with references; needed for files of captions (results).
-        seed: Of the resampling.
+        examples: Images with references; needed for files of captions (results).
+        seed: Seed of the resampling.
 
     Raises:
         DataError: A file cannot be used, references are needed, or the two files were not scored
-            on the same photos and references.
+            on the same images and references.
     """
     first, second = (read_scored(path, examples) for path in (a, b))
     if first.digest != second.digest:
@@ -149,7 +149,7 @@ def compare_files(
 def read_scored(
     path: str | os.PathLike[str], examples: Sequence[Example] | None = None
 ) -> ScoredFile:
-    """The scores in a file of `captioner evaluate --json`, or those of a file of results.
+    """Return the scores in a file of `captioner evaluate --json`, or of a file of results.
 
     Raises:
         DataError: The file cannot be read or used, or has captions and no references were given.

@@ -129,7 +129,8 @@ def evaluate(
     with those of the full set.
 
     An ensemble is evaluated as a whole, by the mean of its models' maps. Saliency and the deletion
-    check need a single model: saliency is then left out, the deletion check refused.
+    check need a single model in PyTorch: otherwise saliency is left out with a warning, and the
+    deletion check is refused.
 
     Args:
         captioner: The model.
@@ -151,19 +152,21 @@ def evaluate(
     Raises:
         DataError: There is no image, an image occurs twice, none can be read, none has masks, or an
             instances file cannot be used.
-        ConfigError: The deletion check of an ensemble.
+        ConfigError: The deletion check of an ensemble, or without PyTorch.
     """
     from tqdm import tqdm
 
     _check(examples)
-    if (deletions or (instances and saliency)) and len(captioner.backends) > 1:
-        if deletions:
+    if deletions or (instances and saliency):
+        single = len(captioner.backends) == 1 and captioner.backends[0].name == "torch"
+        if deletions and not single:
             raise ConfigError(
-                "the deletion check (--faithfulness) measures one model, not an ensemble: "
-                "evaluate each model by itself"
+                "the deletion check (--faithfulness) needs one model in PyTorch, not an ensemble "
+                "or an export: evaluate each model by itself"
             )
-        logger.warning("saliency maps need a single model: the ensemble is measured without them")
-        saliency = False
+        if not single:
+            logger.warning("no saliency maps: they need one model in PyTorch, not several")
+        saliency = single
     objects = CocoInstances(*instances) if instances else None
     if objects is not None and not any(example.image_id in objects for example in examples):
         files = ", ".join(str(path) for path in instances)
