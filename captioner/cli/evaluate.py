@@ -63,7 +63,8 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
     if arguments.results_out:
         _write_json(arguments.results_out, result.results)
     if arguments.report:
-        title = os.path.basename(arguments.model) if arguments.model else "the shipped model"
+        names = map(os.path.basename, arguments.model or ["the shipped model"])
+        title = " + ".join(names)
         write_report(arguments.report, result.quality, photos, title=title, evaluation=result)
     print(result.table())  # last: the reader of a pipe may be gone
     return 1 if result.failures else 0

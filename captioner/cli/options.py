@@ -93,7 +93,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", metavar="FILE", help="write all figures and the scores of each photo here")
     add("--results-out", metavar="FILE", help="write the captions here, as COCO results JSON")
     add("--report", metavar="DIR", help="write a page to look at here: DIR/index.html")
-    _add_model_arguments(parser)
+    _add_model_arguments(parser, several=True)
     _add_search_arguments(parser)
 
 

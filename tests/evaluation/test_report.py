@@ -316,6 +316,11 @@ def test_command(run, tmp_path):
         words = len(row["words"])
         assert len(base64.b64decode(row["maps"])) == words * np.prod(row["grid"])
         assert len(row["peaks"]) == words
+    both = ["-m", "tiny.safetensors", "-m", "tiny.safetensors"]  # together: the same captions
+    status, _ = run(*both, "--json", "both.json", "--report", "both")
+    assert status == 0
+    assert json.loads((tmp_path / "both.json").read_text())["metrics"] == figures["metrics"]
+    assert "tiny.safetensors + tiny.safetensors" in Page(tmp_path / "both" / "index.html").text
     status, _ = run("--results", "results.json", "--report", "other")
     assert status == 0
     rows = Page(tmp_path / "other" / "index.html").content["photos"]
