@@ -101,17 +101,22 @@ def _ask_fontconfig(letters: frozenset[str]) -> list[str]:
         found = subprocess.run(command, capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return sorted(os.fsdecode(line) for line in found.stdout.splitlines())
+    return sorted((os.fsdecode(line) for line in found.stdout.splitlines()), key=_plainness)
 
 
 @functools.cache
 def _font_files() -> tuple[str, ...]:
-    """Return the font files in the usual folders, those called regular first."""
+    """Return the font files in the usual folders, plain ones first."""
 
     def walk() -> Iterator[str]:
         for folder in _FOLDERS:
             for place, _, names in os.walk(os.path.expanduser(folder)):
                 yield from (os.path.join(place, n) for n in names if n.lower().endswith(_SUFFIXES))
 
-    paths = sorted(walk(), key=lambda path: ("regular" not in path.lower(), path))
-    return tuple(paths[:_MAX_FILES])
+    return tuple(sorted(walk(), key=_plainness)[:_MAX_FILES])
+
+
+def _plainness(path: str) -> tuple[bool, str]:
+    """Order fonts so that upright ones of usual weight come first."""
+    name = os.path.basename(path).lower()
+    return any(style in name for style in ("bold", "italic", "oblique", "mono", "light")), path
