@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -33,6 +34,9 @@ STEP_INPUTS = ("words", "hidden", "cell", "values", "keys")
 STEP_OUTPUTS = ("log_probs", "attention", "next_hidden", "next_cell")
 _GRAPHS = {"encoder": (ENCODER_INPUTS, ENCODER_OUTPUTS), "step": (STEP_INPUTS, STEP_OUTPUTS)}
 _MAX_LANES = 4
+_ENDING = ".onnx.safetensors"
+
+logger = logging.getLogger(__name__)
 
 
 class OnnxMemory(NamedTuple):
@@ -128,6 +132,49 @@ class OnnxStepper:
         """Go on with some of the images only: their indices (B',)."""
         self._values, self._keys = self._values[images], self._keys[images]
         self._hidden, self._cell = self._hidden[images], self._cell[images]
+
+
+def export_path(model: Path) -> Path:
+    """Return where the export of a model file lies: beside it, ending in .onnx.safetensors."""
+    return model.with_name(f"{model.name.removesuffix('.safetensors')}{_ENDING}")
+
+
+def find_export(model: Path) -> Path | None:
+    """Find the graphs that a model can be run with.
+
+    Args:
+        model: A model file, or an export.
+
+    Returns:
+        `model` itself if it is an export; else the export beside it, if it was made of this very
+        file (or the model file is not installed); else None.
+
+    Raises:
+        CheckpointError: `model` is damaged or not of captioner.
+    """
+    beside = export_path(model)
+    if model.exists() and "export" in read_document(model):
+        return model
+    if not beside.exists():
+        return None
+    try:
+        section = read_document(beside).get("export") or {}
+    except CheckpointError as error:
+        logger.warning("%s; it is left out", error)
+        return None
+    if not model.exists() or section.get("source") == file_digest(model):
+        return beside
+    logger.info("%s was made of another version of %s: it is left out", beside, model)
+    return None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as an export's header names the model that it was made of."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[Header, tuple[int, int], dict[str, bytes]]:

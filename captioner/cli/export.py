@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner.backends.onnx import export_path
 from captioner.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -41,10 +42,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 def export(arguments: argparse.Namespace) -> int:
     """Run `captioner export`."""
     model = Path(arguments.model)
-    name = f"{model.name.removesuffix('.safetensors')}.onnx.safetensors"
-    output = Path(arguments.output) if arguments.output else model.with_name(name)
+    output = Path(arguments.output) if arguments.output else export_path(model)
     if output.is_dir():
-        output = output / name
+        output = output / export_path(model).name
     if output.resolve() == model.resolve():
         raise ConfigError(f"{output} is the model itself: give -o another name")
     if arguments.calibrate and arguments.precision != "int8":

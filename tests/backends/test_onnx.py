@@ -4,15 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.tiny_files import environment
 from safetensors.numpy import load_file, save_file
 
-from captioner.backends.onnx import OnnxBackend
+import captioner
+from captioner.backends.onnx import OnnxBackend, find_export
 from captioner.backends.onnx_check import check_graph
-from captioner.checkpoint import read_document
+from captioner.checkpoint import load_weights, read_document, read_header, save_checkpoint
 from captioner.errors import CheckpointError
 
 onnx = pytest.importorskip("onnx")
@@ -189,6 +191,33 @@ def test_a_graph_with_other_inputs_is_refused(export, tmp_path):
     path = rewrite(export, tmp_path / "odd", step=load_file(export)["encoder"].tobytes())
     with pytest.raises(CheckpointError, match="other inputs or outputs"):
         OnnxBackend(path)
+
+
+def test_the_export_beside_a_model_is_found(model, export, tmp_path, caplog):
+    network, beside = tmp_path / "dog.safetensors", tmp_path / "dog.onnx.safetensors"
+    shutil.copy(model, network)
+    assert find_export(network) is None
+    shutil.copy(export, beside)
+    assert find_export(network) == beside
+    assert find_export(beside) == beside
+    header, weights = read_header(model), load_weights(model)
+    weights["decoder.project.bias"] += 1
+    save_checkpoint(network, header, weights)  # trained on
+    assert find_export(network) is None
+    beside.write_bytes(b"{}")
+    assert find_export(network) is None
+    assert "it is left out" in caplog.text
+    network.unlink()
+    shutil.copy(export, beside)
+    assert find_export(network) == beside
+
+
+def test_the_shipped_export_belongs_to_the_shipped_model():
+    weights = Path(captioner.__file__).parent / "weights"
+    shipped = weights / "default.safetensors"
+    if not shipped.exists():
+        pytest.skip("the model is not installed")
+    assert find_export(shipped) == weights / "default.onnx.safetensors"
 
 
 def test_the_command_line_exports_and_describes(model, tmp_path):
