@@ -47,7 +47,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    captioner = Captioner.from_pretrained(options.model, device=options.device, precision="fp32")
+    captioner = Captioner.from_pretrained(
+        options.model, backend="torch", device=options.device, precision="fp32"
+    )
     with photo_files(options.photos, options.count) as files:
         grids = encode(captioner, files, options.batch)
     print(

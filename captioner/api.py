@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 import numpy as np
 
 from captioner.backends.base import Backend, BackendName, Stepper
+from captioner.backends.load import is_installed, load_backend
 from captioner.checkpoint import Header
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.hypothesis import EnsembleStepper, Hypothesis, score_words
@@ -105,8 +106,9 @@ class Captioner:
         """Load a model file; without a path, the model that ships with the package.
 
         Args:
-            path: A model file.
-            backend: `torch`, or `onnx` for a model that `captioner export` wrote; `auto` is torch.
+            path: A model file or an export.
+            backend: `torch`; `onnx` for a model with an export (see `captioner export`); `auto`
+                takes onnx on a CPU if there is an export, else torch.
             device: `auto`, `cpu`, `cuda`, ...; torch only.
             precision: `auto`, `fp32` or `bf16`; torch only.
 
@@ -114,18 +116,10 @@ class Captioner:
             CheckpointError: The file is missing or cannot be used.
             ConfigError: There is no such backend, or the device is not there.
         """
-        if path is None and not DEFAULT_WEIGHTS.exists():
+        if path is None and not is_installed(DEFAULT_WEIGHTS):
             raise CheckpointError("this installation ships no default model: name a model file")
         path = DEFAULT_WEIGHTS if path is None else Path(path)
-        if backend == "onnx":
-            from captioner.backends.onnx import OnnxBackend
-
-            return cls.from_backend(OnnxBackend(path))
-        if backend not in ("auto", "torch"):
-            raise ConfigError(f"unknown backend {backend!r}: take auto, torch or onnx")
-        from captioner.backends.torch import TorchBackend
-
-        return cls.from_backend(TorchBackend.load(path, device, precision))
+        return cls.from_backend(load_backend(path, backend, device, precision))
 
     def __repr__(self) -> str:
         models = "" if len(self.backends) == 1 else f"{len(self.backends)} models, "

@@ -66,6 +66,10 @@ class Backend(Protocol):
         """(H, W) of the attention maps."""
 
     @property
+    def parameters(self) -> int:
+        """The number of weights."""
+
+    @property
     def lanes(self) -> int:
         """How many batches may be computed at once, each in a thread of its own."""
 

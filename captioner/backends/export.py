@@ -165,12 +165,11 @@ def export_model(
     for name, graph in (("encoder", encoder), ("step", step)):
         _store_half(graph, rounded=precision == "fp16")
         graphs[name] = graph.SerializeToString()
-    weights = {x.data_ptr(): x for x in model.state_dict().values()}  # tied ones count once
     section = {
         "precision": precision,
         "grid": list(grid),
         "opset": _OPSET,
-        "parameters": sum(x.numel() for x in weights.values()),
+        "parameters": sum(x.numel() for x in model.parameters()),
         "source": source,
         "sha256": {name: hashlib.sha256(graph).hexdigest() for name, graph in graphs.items()},
     }

@@ -69,7 +69,9 @@ class OnnxBackend:
     name = "onnx"
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None):
-        self.header, self.grid, graphs = _read(Path(path))
+        contents = _read(Path(path))
+        self.header, self.grid, graphs = contents.header, contents.grid, contents.graphs
+        self.parameters = contents.parameters
         self.threads = threads or os.cpu_count() or 1
         self._encoder = _session(path, "encoder", graphs.pop("encoder"), self.threads)
         self._step = _session(path, "step", graphs.pop("step"), self.threads)
@@ -177,8 +179,17 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[Header, tuple[int, int], dict[str, bytes]]:
-    """Read an export and check it: its header, (H, W) of its maps, and its graphs by name."""
+class _Contents(NamedTuple):
+    """What is in an export: its header, (H, W) of its maps, number of weights, graphs by name."""
+
+    header: Header
+    grid: tuple[int, int]
+    parameters: int
+    graphs: dict[str, bytes]
+
+
+def _read(path: Path) -> _Contents:
+    """Read an export and check it."""
     from safetensors import SafetensorError, safe_open
 
     document = read_document(path)
@@ -190,6 +201,7 @@ def _read(path: Path) -> tuple[Header, tuple[int, int], dict[str, bytes]]:
     graphs = {}
     try:
         height, width = map(int, section["grid"])
+        parameters = int(section["parameters"])
         expected = {name: section["sha256"][name] for name in _GRAPHS}
         with safe_open(str(path), framework="numpy") as file:
             for name in _GRAPHS:
@@ -203,7 +215,7 @@ def _read(path: Path) -> tuple[Header, tuple[int, int], dict[str, bytes]]:
                 "export the model again"
             )
         check_graph(graph, f"{path}: the {name} graph")
-    return header_from_document(document, path), (height, width), graphs
+    return _Contents(header_from_document(document, path), (height, width), parameters, graphs)
 
 
 def _session(path: object, name: str, graph: bytes, threads: int) -> InferenceSession:

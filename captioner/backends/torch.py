@@ -125,6 +125,11 @@ class TorchBackend:
         return self.model.encoder.grid_size
 
     @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
     def lanes(self) -> int:
         """How many batches may be computed at once.
 

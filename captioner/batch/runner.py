@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from captioner.backends.base import BackendName
 from captioner.batch.item import Item, Result, escaped, reason
 from captioner.batch.metadata import MetadataFolder
 from captioner.batch.sidecars import StripFolder
@@ -164,23 +165,26 @@ def failure_kind(error: str) -> str:
 
 
 def load_captioner(
-    paths: Sequence[str] | None, *, device: str = "auto", precision: Precision = "auto"
+    paths: Sequence[str] | None,
+    *,
+    backend: BackendName = "auto",
+    device: str = "auto",
+    precision: Precision = "auto",
 ) -> Captioner:
     """Load a model, or several models that caption together.
 
     Args:
         paths: Model files; None or none is the shipped model.
+        backend: As for `Captioner.from_pretrained`.
         device: As for `Captioner.from_pretrained`.
         precision: As for `Captioner.from_pretrained`.
     """
+    from captioner.api import Captioner, Ensemble
+
     if paths and len(paths) > 1:
-        from captioner.api import Ensemble
-
-        return Ensemble.load(paths, device=device, precision=precision)
-    from captioner.api import Captioner
-
+        return Ensemble.load(paths, backend=backend, device=device, precision=precision)
     return Captioner.from_pretrained(
-        paths[0] if paths else None, device=device, precision=precision
+        paths[0] if paths else None, backend=backend, device=device, precision=precision
     )
 
 

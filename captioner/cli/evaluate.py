@@ -38,6 +38,8 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
     from captioner.batch.runner import load_captioner
     from captioner.evaluation.evaluate import evaluate
 
+    if arguments.faithfulness and arguments.backend == "auto":
+        arguments.backend = "torch"  # it needs gradients
     captioner = load_captioner(**model_options(arguments))
 
     photos: list[ReportImage] = []

@@ -127,6 +127,12 @@ def _add_model_arguments(parser: argparse.ArgumentParser, several: bool = False)
     else:
         add("-m", "--model", metavar="FILE", help="default: the shipped model")
     add("--batch-size", type=_positive, default=32, metavar="N", help="photos at a time (32)")
+    add(
+        "--backend",
+        default="auto",
+        choices=("auto", "torch", "onnx"),
+        help="what computes the model; auto: onnx on a CPU if the model has an export, else torch",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     add("-q", "--quiet", action="store_true", help="no progress bar, no summary")
@@ -205,7 +211,8 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load_captioner`: the models that caption together, and where."""
     model = arguments.model
     paths = model if isinstance(model, list) or model is None else [model]
-    return {"paths": paths, "device": arguments.device, "precision": arguments.precision}
+    options = {name: getattr(arguments, name) for name in ("backend", "device", "precision")}
+    return {"paths": paths, **options}
 
 
 def _penalty(text: str) -> float | str:

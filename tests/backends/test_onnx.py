@@ -12,10 +12,11 @@ from helpers.tiny_files import environment
 from safetensors.numpy import load_file, save_file
 
 import captioner
+from captioner.api import Captioner
 from captioner.backends.onnx import OnnxBackend, find_export
 from captioner.backends.onnx_check import check_graph
 from captioner.checkpoint import load_weights, read_document, read_header, save_checkpoint
-from captioner.errors import CheckpointError
+from captioner.errors import CheckpointError, ConfigError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -240,9 +241,78 @@ def test_the_command_line_exports_and_describes(model, tmp_path):
     ours = json.loads(run("info", "--json", "dog.onnx.safetensors").stdout)
     theirs = json.loads(run("info", "--json", "dog.safetensors").stdout)
     assert ours["export"]["precision"] == "fp32"
-    same = ("parameters", "grid", "config", "preprocess", "record", "vocabulary")
+    assert 0 < ours["parameters"] <= theirs["parameters"]  # the file also counts statistics
+    same = ("grid", "config", "preprocess", "record", "vocabulary")
     assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
     result = run("export", "dog.safetensors", "-o", "dog.safetensors")
     assert result.returncode == 2
     assert "is the model itself" in result.stderr
     assert run("export", "dog.safetensors", "--precision", "int8").returncode == 2
+
+
+def test_captions_equal_those_of_pytorch(model, export, photos):
+    files = sorted(photos.iterdir())
+    ours = Captioner.from_pretrained(export)
+    assert ours.backend.name == "onnx"
+    theirs = Captioner.from_pretrained(model, precision="fp32")
+    assert theirs.backend.name == "torch"
+    for options in ({}, {"beam": 5, "num_captions": 3, "groups": 1}, {"sample": True, "seed": 1}):
+        results = zip(ours.stream(files, **options), theirs.stream(files, **options), strict=True)
+        for one, other in results:
+            assert one.text == other.text
+            assert [each.text for each in one.candidates] == [c.text for c in other.candidates]
+            np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-4)
+            np.testing.assert_allclose(one.attention, other.attention, atol=1e-4)
+    one, other = (each.score(files[0], "a red dog runs") for each in (ours, theirs))
+    np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-4)
+
+
+def test_auto_takes_onnx_where_it_serves(model, export, tmp_path, caplog):
+    caplog.set_level("INFO", "captioner")
+    shutil.copy(model, tmp_path / "dog.safetensors")
+    path = tmp_path / "dog.safetensors"
+
+    def chosen(path, **options):
+        caplog.clear()
+        name = Captioner.from_pretrained(path, **options).backend.name
+        return name, caplog.text
+
+    assert chosen(path) == ("torch", caplog.text)
+    assert "has no export" in caplog.text
+    shutil.copy(export, tmp_path / "dog.onnx.safetensors")
+    assert chosen(path, device="cpu") == ("onnx", caplog.text)
+    assert "backend: onnx" in caplog.text
+    assert chosen(path, backend="torch")[0] == "torch"
+    assert chosen(path, precision="bf16") == ("torch", caplog.text)
+    assert "bf16" in caplog.text
+    assert chosen(path, backend="onnx")[0] == "onnx"
+    with pytest.raises(ConfigError, match="on the CPU"):
+        chosen(path, backend="onnx", device="cuda")
+    with pytest.raises(ConfigError, match="unknown backend"):
+        chosen(path, backend="tflite")
+
+
+def test_captioning_needs_no_pytorch(export, photos):
+    """Not in the Python interface, and not in the command line."""
+    code = """if True:
+        import sys
+        from captioner import Captioner
+        from captioner.cli.main import main
+
+        captioner = Captioner.from_pretrained(sys.argv[1])
+        caption = captioner("photos/00.png", beam=2, num_captions=2)
+        caption.overlay(0)
+        captioner.score("photos/01.png", "a dog")
+        assert main(["caption", "-m", sys.argv[1], "photos", "--attention-json"]) == 0
+        heavy = {"torch", "timm", "torchvision", "onnx", "matplotlib"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(export)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 5

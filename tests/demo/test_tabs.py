@@ -221,7 +221,9 @@ def test_no_two_elements_share_an_id(models, folder):
 def with_record(captioner, record):
     """A captioner whose model file says this of its training."""
     header = replace(captioner.header, record=record)
-    return SimpleNamespace(header=header, model=captioner.model, vocabulary=captioner.vocabulary)
+    return SimpleNamespace(
+        header=header, backend=captioner.backend, vocabulary=captioner.vocabulary
+    )
 
 
 def test_a_card_tells_what_the_record_says(models):

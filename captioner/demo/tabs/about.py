@@ -87,8 +87,8 @@ def card(name: str, captioner: Captioner, *, shipped: bool = False) -> str:
 def _network(captioner: Captioner) -> str:
     """Describe the network in two sentences."""
     config = captioner.header.config
-    parameters = sum(parameter.numel() for parameter in captioner.model.parameters())
-    height, width = captioner.model.encoder.grid_size
+    parameters = captioner.backend.parameters
+    height, width = captioner.backend.grid
     known = len(captioner.vocabulary)
     return (
         f"A convolutional network ({config.encoder.name}) reads the whole photo, squashed to "
