@@ -64,7 +64,7 @@ def main() -> None:
 def load(path: Path | None, device: str, precision: Precision) -> Captioner:
     """The named model, else the shipped one, else a random one of its size."""
     if path is not None or DEFAULT_WEIGHTS.exists():
-        return Captioner.from_pretrained(path, device=device, precision=precision)
+        return Captioner.from_pretrained(path, backend="torch", device=device, precision=precision)
     print("no shipped model: timing random weights, which never end a sentence")
     torch.manual_seed(0)
     config = ModelConfig(

@@ -53,13 +53,15 @@ def quantize_encoder(model: ModelProto, images: Sequence[np.ndarray]) -> ModelPr
 
     fused = _fuse(model)
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        output = Path(folder, "int8.onnx")
+        source, output = Path(folder, "fused.onnx"), Path(folder, "int8.onnx")
+        onnx.save(fused, source)
         quantize_static(
-            fused,
+            source,
             output,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
+            # Clip (ReLU6) merges into the ranges; sums of quantised branches stay quantised.
+            op_types_to_quantize=["Conv", "Clip", "Add"],
             per_channel=True,
             reduce_range=True,  # products of two pairs must not overflow int16 on older CPUs
             activation_type=QuantType.QUInt8,

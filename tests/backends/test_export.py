@@ -8,7 +8,7 @@ import torch
 from helpers.tiny import MODEL, shake
 from torch import nn
 
-from captioner.backends.export import compare, export_file, export_model
+from captioner.backends.export import EncoderGraph, compare, export_file, export_model
 from captioner.backends.onnx import OnnxBackend
 from captioner.checkpoint import Header, load_checkpoint, read_document, read_header
 from captioner.errors import CheckpointError, ConfigError
@@ -180,6 +180,30 @@ def test_graphs_are_plain_and_static(tmp_path):
 def test_int8_needs_images(model, tmp_path):
     with pytest.raises(ConfigError, match="--calibrate"):
         export_file(model, tmp_path / "export", precision="int8")
+
+
+def test_int8_quantises_the_trunk_alone(tmp_path):
+    from safetensors.numpy import load_file
+
+    model, header = make_model(encoder={"name": "timm/tf_efficientnet_lite0"})
+    images = list(make_pixels(8))
+    export_model(model, header, tmp_path / "int8", precision="int8", calibration=images)
+    graphs = {
+        name: onnx.load_from_string(tensor.tobytes()).graph
+        for name, tensor in load_file(tmp_path / "int8").items()
+    }
+    types = {name: [node.op_type for node in graph.node] for name, graph in graphs.items()}
+    assert "QuantizeLinear" in types["encoder"]
+    assert "QuantizeLinear" not in types["step"]
+    made = {output: node for node in graphs["encoder"].node for output in node.output}
+    convolutions = [node for node in graphs["encoder"].node if node.op_type == "Conv"]
+    quantised = [made.get(node.input[1]) for node in convolutions]
+    assert quantised[0] is None or quantised[0].op_type == "Cast"  # the first stays in fp32
+    assert all(node.op_type == "DequantizeLinear" for node in quantised[1:])
+    exact, rounded = EncoderGraph(model, header.preprocess), OnnxBackend(tmp_path / "int8")
+    ours = exact(torch.from_numpy(make_pixels(2, seed=5)))[0].detach().numpy()
+    theirs = rounded.encode(make_pixels(2, seed=5)).values
+    assert 0 < np.linalg.norm(ours - theirs) < 0.3 * np.linalg.norm(ours)
 
 
 def test_an_export_is_no_model_for_pytorch(model, tmp_path):
