@@ -84,6 +84,7 @@ def two_processes(tmp_path_factory):
     return folder, finish(torchrun(folder / "script.py", *paths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_processes_equal_one(tmp_path, two_processes, name):
     """10 steps, the last of them logged; the batches, the losses and the weights are the same."""

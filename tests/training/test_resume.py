@@ -24,8 +24,12 @@ PHOTOS = {
 
 @pytest.mark.parametrize(
     ("options", "workers", "steps"),
-    [(CACHED, 0, (4,)), (PHOTOS, 0, (1, 5)), (PHOTOS, 1, (4,)), (CACHED, 0, (2,))],
-    ids=["cache", "photos", "photos-worker", "end-of-epoch"],
+    [
+        pytest.param(CACHED, 0, (4,), id="cache"),
+        pytest.param(CACHED, 0, (2,), id="end-of-epoch"),
+        pytest.param(PHOTOS, 0, (1, 5), id="photos", marks=pytest.mark.slow),
+        pytest.param(PHOTOS, 1, (4,), id="photos-worker", marks=pytest.mark.slow),
+    ],
 )
 def test_resuming_gives_the_same_weights_to_the_bit(tmp_path, options, workers, steps):
     """10 photos in 3 steps an epoch, 9 in all; interrupted after some of them."""
