@@ -18,14 +18,14 @@ import os
 import pickle
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from captioner.batch.formats import to_json, to_row
 from captioner.batch.item import Item
 from captioner.batch.journal import PartFolder, part_name
-from captioner.batch.runner import Progress, Summary, caption_items
+from captioner.batch.runner import caption_items, load_captioner
 from captioner.batch.sources import expand, is_container, open_sources
 from captioner.errors import CaptionerError, ConfigError
 
@@ -63,20 +63,16 @@ class Unit:
     rows: dict[int, list[str]] = field(default_factory=dict)
 
 
-def plan(
-    paths: Iterable[str], settings: str, *, null_separated: bool = False, **places: Any
-) -> Iterator[Unit]:
+def plan(paths: Iterable[str], settings: str, **options: Any) -> Iterator[Unit]:
     """Yield the units of the sources, in order.
 
     Args:
         paths: As for `open_sources`.
         settings: What the results depend on besides the images; the units' names tell it.
-        null_separated: As for `open_sources`.
-        **places: `recursive` and `image_root`, as for `open_sources`.
+        **options: Of `open_sources`.
     """
-    files = itertools.chain.from_iterable(
-        expand(path, recursive=places.get("recursive", False)) for path in paths
-    )
+    recursive = options.get("recursive", False)
+    files = itertools.chain.from_iterable(expand(path, recursive=recursive) for path in paths)
     numbers = itertools.count()
     for inside, group in itertools.groupby(files, is_container):
         if inside:
@@ -84,36 +80,31 @@ def plan(
                 size = os.path.getsize(path) if os.path.exists(path) else 0
                 yield Unit(part_name(next(numbers), [settings, path, str(size)]), path)
             continue
-        items = open_sources(group, null_separated=null_separated, **places)
+        items = open_sources(group, **options)
         while chunk := list(itertools.islice(items, _UNIT_IMAGES)):
             name = part_name(next(numbers), [settings, *(item.name for item in chunk)])
-            yield Unit(name, items=pickle.dumps(list(map(_absolute, chunk))), count=len(chunk))
+            for at, item in enumerate(chunk):
+                if isinstance(item.source, (str, os.PathLike)):  # workers have another directory
+                    chunk[at] = replace(item, source=os.path.abspath(item.source))
+            yield Unit(name, items=pickle.dumps(chunk), count=len(chunk))
 
 
-def _absolute(item: Item) -> Item:
-    """Return an item that can be opened from another working directory."""
-    if isinstance(item.source, (str, os.PathLike)):
-        return replace(item, source=os.path.abspath(item.source))
-    return item
-
-
-# -------------------------------------------------------------------------------------- on workers
-
-
-def read_pieces(unit: Unit, folder: str, size: int, **places: Any) -> Iterator[list[Item]]:
-    """Yield the images of a unit in lists of up to `size`.
+def read_pieces(unit: Unit, folder: str, size: int, **options: Any) -> Iterator[list[Item]]:
+    """Yield the images of a unit in pieces, in a task on a worker.
 
     Args:
         unit: The unit.
-        folder: Working directory of the command, which a worker does not share.
+        folder: Working directory of the command.
         size: Images per piece; fewer if they are large.
-        **places: Options of `open_sources`.
+        **options: Of `open_sources`.
     """
-    items: Iterable[Item]
-    items = pickle.loads(unit.items) if unit.path is None else _open(unit.path, folder, places)
+    full = "" if unit.path is None else os.path.join(folder, unit.path)
+    items = pickle.loads(unit.items) if unit.path is None else open_sources([full], **options)
     piece: list[Item] = []
     carried = 0
     for item in items:
+        if unit.path is not None and item.name.startswith(full):  # names as on the command line
+            item = replace(item, name=unit.path + item.name[len(full) :])
         piece.append(item)
         carried += len(item.source) if isinstance(item.source, bytes) else 0
         if len(piece) == size or carried > _PIECE_BYTES:
@@ -121,14 +112,6 @@ def read_pieces(unit: Unit, folder: str, size: int, **places: Any) -> Iterator[l
             piece, carried = [], 0
     if piece:
         yield piece
-
-
-def _open(path: str, folder: str, places: Mapping[str, Any]) -> Iterator[Item]:
-    """Yield the images of an archive or table; names start with its path as the user gave it."""
-    full = os.path.join(folder, path)
-    for item in open_sources([full], **places):
-        inside = item.name.startswith(full)
-        yield replace(item, name=path + item.name[len(full) :]) if inside else item
 
 
 class CaptionActor:
@@ -145,8 +128,6 @@ class CaptionActor:
         self, model: Mapping[str, Any], threads: int, attention: bool, options: Mapping[str, Any]
     ):
         import torch
-
-        from captioner.batch.runner import load_captioner
 
         torch.set_num_threads(threads)
         self.attention = attention
@@ -172,9 +153,6 @@ class CaptionActor:
             except CaptionerError as error:  # the device's memory is too small
                 self.error = str(error)
         return rows, self.error
-
-
-# ---------------------------------------------------------------------------------- on the cluster
 
 
 def import_ray(address: str | None, verbose: bool) -> Any:
@@ -207,12 +185,12 @@ def cluster(ray: Any, address: str | None, verbose: bool) -> Iterator[None]:
     """
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
+    failure = f"no Ray cluster answers at {address}" if address else "cannot start Ray"
     try:
         if address:
             host, _, port = address.removeprefix("ray://").rpartition(":")
             if port.isdecimal():  # Ray itself would try for minutes
-                place = (host.strip("[]"), int(port))
-                socket.create_connection(place, timeout=_ANSWER_SECONDS).close()
+                socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
             options["address"] = address
         else:
             affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
@@ -220,8 +198,7 @@ def cluster(ray: Any, address: str | None, verbose: bool) -> Iterator[None]:
             options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
         ray.init(**options)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
-        where = f"no Ray cluster answers at {address}" if address else "cannot start Ray"
-        raise CaptionerError(f"{where}: {first_line(error)}") from None
+        raise CaptionerError(f"{failure}: {_first_line(error)}") from None
     try:
         yield
     finally:
@@ -268,12 +245,11 @@ def caption_units(
     ray: Any,
     units: list[Unit],
     parts: PartFolder,
-    summary: Summary,
-    progress: Progress,
+    count: Callable[[str | None], None],
     *,
     model: Mapping[str, Any],
-    places: Mapping[str, Any],
     options: Mapping[str, Any],
+    sources: Mapping[str, Any],
     attention: bool = False,
     workers: int | None = None,
 ) -> None:
@@ -283,11 +259,10 @@ def caption_units(
         ray: The module.
         units: From `plan`.
         parts: Takes the results.
-        summary: Counts them.
-        progress: The progress bar.
-        model: Arguments of `load_captioner`; paths are absolute.
-        places: `image_root` (absolute) and `column`, as for `open_sources`.
+        count: Called for each image with its error, None if it has a caption.
+        model: Arguments of `load_captioner`, with absolute paths.
         options: Of `caption_items`.
+        sources: Options of `open_sources` for archives and tables, with absolute paths.
         attention: Add the attention maps.
         workers: Number of actors; None takes as many as fit.
 
@@ -314,7 +289,8 @@ def caption_units(
     while waiting or reading or tasks:
         while waiting and len(reading) < max(2, pool.size):
             unit = waiting.popleft()
-            reading[read.remote(unit, os.getcwd(), size, **places)] = unit
+            reading[read.remote(unit, os.getcwd(), size, **sources)] = unit
+            unit.items = b""  # Ray has them now
         actor = min(queued, key=queued.__getitem__)
         candidates = [*tasks, *(reading if queued[actor] < _QUEUE else ())]
         ready, _ = ray.wait(candidates, timeout=_PATIENCE_SECONDS, fetch_local=False)
@@ -338,14 +314,13 @@ def caption_units(
                 rows, error = ray.get(ready[0])
             except ray.exceptions.RayError as problem:
                 logger.debug("%s failed", unit.name, exc_info=problem)
-                failed[unit.name] = first_line(problem)
+                failed[unit.name] = _first_line(problem)
                 continue
             if error is not None:
                 raise CaptionerError(error)
             unit.rows[number] = [row for row, _ in rows]
             for _, error in rows:
-                summary.add(error)
-                progress.advance(summary.failed)
+                count(error)
         if unit not in reading.values() and len(unit.rows) == unit.pieces:
             parts.write(unit.name, itertools.chain(*map(unit.rows.pop, sorted(unit.rows))))
             if not unit.pieces:
@@ -358,6 +333,6 @@ def caption_units(
         )
 
 
-def first_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its kind."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -182,19 +182,23 @@ def _caption_on_ray(arguments: argparse.Namespace) -> int:
                 Progress(bar, lambda: total) as progress,
                 cluster(ray, arguments.ray_address, arguments.verbose),
             ):
+
+                def count(error: str | None) -> None:
+                    summary.add(error)
+                    progress.advance(summary.failed)
+
                 caption_units(
                     ray,
                     units,
                     parts,
-                    summary,
-                    progress,
+                    count,
                     model=model,
-                    places={"image_root": root, "column": arguments.column},
                     options={
                         "batch_size": arguments.batch_size,
                         "workers": arguments.workers,
                         **search,
                     },
+                    sources={"image_root": root, "column": arguments.column},
                     attention=arguments.attention_json,
                     workers=arguments.ray_workers,
                 )

@@ -1,21 +1,22 @@
-"""The command ``captioner``: sub-commands with one thin function each.
+"""The command `captioner`: dispatch to the sub-commands, exit status, logging.
 
 Standard output carries data only; the progress bar, warnings, errors and summaries go to standard
-error. Exit status: 0 all good, 1 some photos failed, 2 wrong usage or unusable input, 130 Ctrl-C,
-141 when the reader of a pipe went away. What a command needs is imported when it runs.
+error. Exit status: 0 success, 1 some images failed, 2 wrong usage or unusable input, 130 Ctrl-C,
+141 the reader of a pipe is gone. What a command needs is imported when it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import io
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from captioner import __version__
 from captioner.cli.demo import add_demo_arguments, demo
@@ -44,13 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, commands = _build_parser()
     arguments = argparse.Namespace()
     try:
-        if not argv or argv[0] not in commands:
+        if not argv:
+            parser.print_help(sys.stderr)
+            return 2
+        if argv[0] not in commands:
+            if not argv[0].startswith("-"):
+                parser.error(f"there is no command {argv[0]!r}{_nearest(argv[0], commands)}")
             parser.parse_args(argv)  # --help, --version, or an error
             parser.error("which command? " + ", ".join(commands))
         arguments = _parse(commands[argv[0]], argv[1:])
-        _configure_logging(logging.DEBUG if arguments.verbose else arguments.level)
-        status: int = arguments.run(arguments)
-        return status
+        with _logging(logging.DEBUG if arguments.verbose else arguments.level):
+            status: int = arguments.run(arguments)
+            return status
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
@@ -59,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("interrupted" + how_to_go_on(arguments))
         return 130
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # else Python complains at exit
+        with contextlib.suppress(OSError, ValueError):  # otherwise Python complains at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (CaptionerError, OSError) as error:
@@ -68,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command; options may stand between paths, but not beside a ``--``.
+    """Parse the arguments of a command, whose options may stand between paths.
 
-    argparse mixes the two in two passes, of which the second takes what follows ``--`` for options.
+    Not so if there is a `--`: argparse would take what follows it for options.
     """
     parse = parser.parse_args if "--" in argv else parser.parse_intermixed_args
     return parse(argv)
@@ -157,9 +163,9 @@ def _complain(message: str) -> None:
 
 
 def _replace_closed_streams() -> None:
-    """Open the standard streams that the caller closed, or the next files would take their place.
+    """Open the standard streams that the caller closed; the next file would take their number.
 
-    Reading or writing data there fails then, as it should; messages go nowhere.
+    Reading or writing data there then fails, as it should; messages are lost.
     """
     for name, flags, mode in (
         ("stdin", os.O_WRONLY, "rb"),
@@ -171,63 +177,119 @@ def _replace_closed_streams() -> None:
             setattr(sys, name, io.TextIOWrapper(raw, encoding="utf-8", write_through=True))
 
 
-class _StderrHandler(logging.Handler):
-    """Log records on standard error, above a progress bar if there is one."""
+@contextlib.contextmanager
+def _logging(level: int) -> Iterator[None]:
+    """Log to standard error, above a progress bar if there is one, while the block runs."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(f"captioner: {self.format(record)}", file=sys.stderr)
-
-
-def _configure_logging(level: int) -> None:
     logger = logging.getLogger("captioner")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("captioner: %(message)s"))
     logger.setLevel(level)
-    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
-        logger.addHandler(_StderrHandler())
+    logger.addHandler(handler)
+    try:
+        with logging_redirect_tqdm([logger]):
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, which names the nearest flag to one that is unknown."""
+
+    def error(self, message: str) -> NoReturn:
+        """See `argparse.ArgumentParser.error`."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flag = unknown.split()[0].split("=")[0]
+            message = f"unknown option {flag}{_nearest(flag, self._option_string_actions)}"
+            if not flag.startswith("-"):
+                message = f"unexpected argument {unknown!r}"
+        self.exit(2, f"captioner: error: {message} ({self.prog} --help)\n")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """Return a question that names the known word most like another; empty if none is like it."""
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 # --------------------------------------------------------------------------------------- arguments
 
+_EXAMPLES = {
+    "caption": ("photo.jpg", "photos/ -o captions.jsonl --resume"),
+    "merge": ("captions.jsonl", "captions.jsonl --errors failed.jsonl"),
+    "prepare": ("flickr8k --root data/flickr8k", "csv my.csv -o captions.jsonl"),
+    "train": (
+        "configs/flickr8k.yaml data.root=DIR",
+        "configs/flickr8k.yaml data.root=DIR --resume",
+    ),
+    "plot": ("runs/flickr8k", "runs/first runs/second -o curves.png"),
+    "evaluate": (
+        "--captions captions.jsonl --split test",
+        "--captions captions.jsonl --results results.json",
+    ),
+    "compare": (
+        "first.json second.json",
+        "first.jsonl second.jsonl --references captions.jsonl",
+    ),
+    "demo": ("--open", "--model runs/flickr8k/best.safetensors --port 8000"),
+    "export": ("model.safetensors", "model.safetensors --precision int8 --calibrate photos/"),
+    "info": ("", "model.safetensors --json"),
+}
+
 
 def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of the program, and those of the commands by name."""
-    parser = argparse.ArgumentParser(
+    """Return the parser of the program, and those of the commands by name."""
+    parser = _Parser(
         prog="captioner",
         description="Describe photos in a sentence, and see what each word looked at.",
-        epilog="captioner COMMAND --help tells more about a command.",
+        epilog="See captioner COMMAND --help for the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"captioner {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(name: str, run: Callable[..., int], help: str, level: int = logging.WARNING) -> Any:
-        command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
-        command.add_argument("-v", "--verbose", action="store_true", help="log what happens")
+        examples = "".join(f"\n  captioner {name} {text}".rstrip(" ") for text in _EXAMPLES[name])
+        command = commands.add_parser(
+            name,
+            help=help,
+            description=f"{help[0].upper()}{help[1:]}.\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("-v", "--verbose", action="store_true", help="log details")
         command.set_defaults(run=run, level=level)
         return command
 
     add_caption_arguments(add("caption", _caption, "caption photos"))
-    add_merge_arguments(add("merge", _merge, "put together what caption --shard has made"))
+    add_merge_arguments(add("merge", _merge, "join the shares that caption --shard has written"))
     prepare = "get a data set, or check and split your own captions"
     add_prepare_arguments(add("prepare", _prepare, prepare, logging.INFO))
-    train = add("train", _train, "train a model by a recipe", logging.INFO)
-    train.add_argument("config", metavar="CONFIG", help="recipe, a YAML file")
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="optim.epochs=3, ...")
-    train.add_argument("--resume", action="store_true", help="go on with the run in its folder")
+    train = add("train", _train, "train a model", logging.INFO)
+    train.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/flickr8k.yaml")
+    train.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="replaces a value of the file: optim.epochs=3",
+    )
+    train.add_argument("--resume", action="store_true", help="continue the run in its folder")
     plot = add("plot", _plot, "draw the curves of training runs side by side")
-    plot.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or its log.jsonl")
+    plot.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its log.jsonl")
     plot.add_argument(
         "-o", "--output", default="curves.png", metavar="FILE", help="PNG or SVG file (curves.png)"
     )
     add_evaluate_arguments(
         add("evaluate", _evaluate, "score a model, or a file of captions, on captioned photos")
     )
-    add_compare_arguments(add("compare", _compare, "tell whether one set of captions is better"))
+    add_compare_arguments(
+        add("compare", _compare, "test whether one set of captions is better than another")
+    )
     add_demo_arguments(add("demo", demo, "open a page that shows what each word looked at"))
     add_export_arguments(
         add("export", export, "make a model ready to caption without PyTorch", logging.INFO)
     )
     info = add("info", _info, "describe a model file or an export")
     info.add_argument("model", nargs="?", metavar="FILE", help="default: the shipped model")
-    info.add_argument("--json", action="store_true", help="everything, as JSON")
+    info.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser, dict(commands.choices)

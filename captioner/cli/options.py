@@ -1,4 +1,7 @@
-"""The arguments of the longer commands of the command line."""
+"""The arguments of the longer commands, and the groups that several commands share.
+
+They are declared apart from the commands, so that `--help` need not import what a command runs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from captioner.errors import ConfigError
 
 
 def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``captioner caption`` takes."""
+    """Declare the arguments of `captioner caption`."""
+    parser.usage = "captioner caption [OPTION ...] PATH ..."
     add = parser.add_argument
     add(
         "paths",
@@ -20,66 +24,74 @@ def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
         help="photo, folder, glob, list of photos (.txt .csv .jsonl .json .parquet), .tar archive, "
         "or - for names on standard input",
     )
-    add("-o", "--output", metavar="FILE", help="default: standard output")
-    add("--format", choices=FORMATS, help="default: by the output's ending, or text")
+    add = parser.add_argument_group("input").add_argument
     add("-r", "--recursive", action="store_true", help="search subfolders too")
     add("-0", "--null", action="store_true", help="names on standard input end in NUL")
-    add("--image-root", metavar="DIR", help="folder that names in lists are relative to")
+    add("--image-root", metavar="DIR", help="folder that relative names in lists start from")
     add("--column", metavar="NAME", help="column of .parquet files with the paths or image bytes")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with an output")
-    again.add_argument("--overwrite", action="store_true", help="replace an output")
+    add("--workers", type=_positive, metavar="N", help="threads that read photos")
+    group = parser.add_argument_group("output")
+    add = group.add_argument
+    add("-o", "--output", metavar="FILE", help="where captions go (default: standard output)")
+    add("--format", choices=FORMATS, help="default: by the ending of the output, or text")
+    again = group.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    again.add_argument("--overwrite", action="store_true", help="replace an existing output")
     add("--attention", metavar="DIR", help="also draw what each word looked at: a PNG per photo")
-    add("--attention-json", action="store_true", help="put the attention maps into JSON or Parquet")
+    add("--attention-json", action="store_true", help="add the attention maps to JSON and Parquet")
     add(
         "--write-metadata",
         metavar="DIR",
-        help="also copy the photos into DIR with the caption in their metadata (XMP, IPTC)",
+        help="also copy the photos to DIR, with the caption in their metadata (XMP, IPTC)",
     )
-    add("--errors", metavar="FILE", help="write failures here too: JSON Lines, itself a valid PATH")
+    add(
+        "--errors", metavar="FILE", help="also write the failures here, as a list of photos (JSONL)"
+    )
     add("--fail-fast", action="store_true", help="stop at the first photo that fails")
-    add("--workers", type=_positive, metavar="N", help="threads that read photos")
+    add = parser.add_argument_group("several processes").add_argument
     add(
         "--shard",
         metavar="I/N",
-        help="only the I-th of N shares (from 0) of the photos; 'captioner merge OUTPUT' puts them "
-        "together. Under torchrun this goes by itself",
+        help="caption only share I of N (I from 0); 'captioner merge OUTPUT' joins the shares. "
+        "Under torchrun this is automatic",
     )
     add(
         "--engine",
         choices=("local", "ray"),
         default="local",
-        help="ray: on a Ray cluster, or on this machine; -o is then a folder of part files",
+        help="ray: use Ray, on this machine or a cluster; -o is then a folder of part files",
     )
-    add("--ray-address", metavar="ADDR", help="of the cluster (default: this machine alone)")
+    add("--ray-address", metavar="ADDR", help="address of the cluster (default: this machine)")
     add("--ray-workers", type=_positive, metavar="N", help="default: one per GPU, or per 4 cores")
-    _add_model_arguments(parser, several=True)
-    add("--num-captions", type=_positive, metavar="N", help="captions per photo (1)")
-    _add_search_arguments(parser)
+    _add_model_arguments(parser)
+    _add_search_arguments(parser, num_captions=True)
 
 
 def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``captioner merge`` takes."""
+    """Declare the arguments of `captioner merge`."""
     add = parser.add_argument
-    add("output", metavar="OUTPUT", help="what -o of the shards said; replaced if it is there")
-    add("--errors", metavar="FILE", help="write failures here: JSON Lines, itself a valid PATH")
+    add("output", metavar="OUTPUT", help="the file that -o of the shards named")
+    add(
+        "--errors", metavar="FILE", help="also write the failures here, as a list of photos (JSONL)"
+    )
     add("-q", "--quiet", action="store_true", help="no summary")
 
 
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``captioner evaluate`` takes."""
-    add = parser.add_argument
+    """Declare the arguments of `captioner evaluate`."""
+    parser.usage = "captioner evaluate --captions FILE [OPTION ...]"
     _add_reference_arguments(parser, required=True)
-    add("--results", metavar="FILE", help="score these captions: COCO results, JSONL or CSV")
+    add = parser.add_argument
     add("--images", metavar="DIR", help="folder of the photos (default: beside the captions)")
+    add("--results", metavar="FILE", help="score these captions: COCO results, JSONL or CSV")
     add(
         "--instances",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="COCO objects: measure attention, and objects named that are not there",
+        help="COCO objects: also score attention, and count objects named that are not there",
     )
-    add("--training", metavar="FILE", help="captions of the training set: find copies")
+    add("--training", metavar="FILE", help="captions of the training set: count copies of them")
     add("--official", action="store_true", help="also METEOR and SPICE by the official Java tools")
     add(
         "--faithfulness",
@@ -88,44 +100,40 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         const=300,
         default=0,
         metavar="N",
-        help="on N photos (300), delete what was attended: does the word's probability drop?",
+        help="delete the attended places of N photos (300): how much less likely is the word?",
     )
     add("--json", metavar="FILE", help="write all figures and the scores of each photo here")
-    add("--results-out", metavar="FILE", help="write the captions here, as COCO results JSON")
-    add("--report", metavar="DIR", help="write a page to look at here: DIR/index.html")
-    _add_model_arguments(parser, several=True)
+    add("--results-out", metavar="FILE", help="write the captions here, as COCO results")
+    add("--report", metavar="DIR", help="write an illustrated report to DIR/index.html")
+    _add_model_arguments(parser)
     _add_search_arguments(parser)
 
 
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``captioner compare`` takes."""
+    """Declare the arguments of `captioner compare`."""
     add = parser.add_argument
-    add("a", metavar="A", help="what evaluate --json wrote; with --references a file of captions")
+    add("a", metavar="A", help="output of evaluate --json; with --references a file of captions")
     add("b", metavar="B", help="the same for the other model")
     _add_reference_arguments(parser, required=False)
-    add("--seed", type=int, default=0, metavar="N", help="of the random resamples (0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the random resamples (0)")
     add("--json", metavar="FILE", help="write all figures here")
 
 
 def _add_reference_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--captions",
         "--references",
         required=required,
         metavar="FILE",
-        help="what people wrote: COCO JSON, Karpathy JSON or JSONL",
+        help="human captions: COCO JSON, Karpathy JSON or JSONL",
     )
-    add("--split", metavar="NAME", help="only this split of the file")
+    parser.add_argument("--split", metavar="NAME", help="only this split of the file")
 
 
-def _add_model_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    add = parser.add_argument
-    if several:
-        text = "default: the shipped model; given several times, the models caption together"
-        add("-m", "--model", action="append", metavar="FILE", help=text)
-    else:
-        add("-m", "--model", metavar="FILE", help="default: the shipped model")
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model").add_argument
+    text = "default: the shipped model; given several times, the models caption together"
+    add("-m", "--model", action="append", metavar="FILE", help=text)
     add("--batch-size", type=_positive, default=32, metavar="N", help="photos at a time (32)")
     add(
         "--backend",
@@ -133,26 +141,29 @@ def _add_model_arguments(parser: argparse.ArgumentParser, several: bool = False)
         choices=("auto", "torch", "onnx"),
         help="what computes the model; auto: onnx on a CPU if the model has an export, else torch",
     )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    add("-q", "--quiet", action="store_true", help="no progress bar, no summary")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
+    text = "numbers of the CNN; bf16 is faster on hardware that has it (auto: there, and on GPUs)"
+    add("--precision", default="auto", choices=("auto", "fp32", "bf16"), help=text)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
 
 
-def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    """How a photo's sentence is found, whatever is then done with it."""
-    add = parser.add_argument
-    add("--beam", type=_positive, metavar="K", help="beam width (3); 1 is greedy")
+def _add_search_arguments(parser: argparse.ArgumentParser, num_captions: bool = False) -> None:
+    """Declare the decoding options, which say how the captions of a photo are found."""
+    add = parser.add_argument_group("decoding").add_argument
+    if num_captions:
+        add("--num-captions", type=_positive, metavar="N", help="captions per photo (1)")
+    add("--beam", type=_positive, metavar="K", help="beam width (3); 1 is greedy search")
     add("--min-length", type=_positive, metavar="N", help="fewest words (1)")
     add("--max-length", type=_positive, metavar="N", help="most words (24)")
     add(
         "--length-penalty",
         type=_penalty,
         metavar="A",
-        help="above 0 favours longer captions (0); or 'average': by the mean over the words",
+        help="above 0 favours longer captions (0); 'average' ranks by the mean over the words",
     )
     add("--no-repeat-ngram", type=_positive, metavar="N", help="no N words in a row occur twice")
-    add("--ban", action="append", metavar="WORD", help="never say this word; repeatable")
-    add("--require", action="append", metavar="WORD", help="always say this word; repeatable")
+    add("--ban", action="append", metavar="WORD", help="never use this word; repeatable")
+    add("--require", action="append", metavar="WORD", help="always use this word; repeatable")
     add(
         "--diverse",
         dest="groups",
@@ -164,17 +175,18 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, metavar="T", help="below 1 draws likely words more often (1)")
     add("--top-k", type=_positive, metavar="K", help="draw among the K likeliest words")
     add("--top-p", type=float, metavar="P", help="draw among the likeliest words of probability P")
-    add("--seed", type=int, metavar="N", help="of the draws (0); a photo's are its own")
+    text = "random seed of --sample (0); the draws for a photo do not depend on other photos"
+    add("--seed", type=int, metavar="N", help=text)
     add(
         "--mbr",
         type=_positive,
         metavar="N",
-        help="of N sentences, take the one that agrees most with the others (by CIDEr-D)",
+        help="of N captions, take the one that agrees most with the others (by CIDEr-D)",
     )
 
 
 def given_search_options(arguments: argparse.Namespace) -> list[str]:
-    """The search options that were given, as they are written: ``--beam``, ``--diverse``, ..."""
+    """Return the flags of the decoding options that were given: `--beam`, `--diverse`, ..."""
     flags = {"groups": "diverse"}
     return [
         "--" + flags.get(name, name).replace("_", "-")
@@ -184,7 +196,7 @@ def given_search_options(arguments: argparse.Namespace) -> list[str]:
 
 
 def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The search options that were given, checked together.
+    """Return the decoding options that were given, checked together.
 
     Raises:
         ConfigError: They contradict each other.
@@ -196,32 +208,30 @@ def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
     checked = DecodingOptions(
         **{name: value for name, value in options.items() if name not in WORD_OPTIONS}
     )
-    if not checked.sample:  # written down with the results, for `--resume`
+    if not checked.sample:  # recorded with the results, for `--resume`
         options.setdefault("beam", checked.beams)
     return options
 
 
 def run_settings(arguments: argparse.Namespace, search: dict[str, Any]) -> dict[str, Any]:
-    """What results must have been made with to belong together, whatever photos, as JSON values."""
+    """Return, as JSON values, the settings that shards and resumed parts must agree on."""
     names = ("attention_json", "model", "precision", "image_root", "column")
     return {"search": search, **{name: getattr(arguments, name) for name in names}}
 
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load_captioner`: the models that caption together, and where."""
-    model = arguments.model
-    paths = model if isinstance(model, list) or model is None else [model]
     options = {name: getattr(arguments, name) for name in ("backend", "device", "precision")}
-    return {"paths": paths, **options}
+    return {"paths": arguments.model, **options}
 
 
 def _penalty(text: str) -> float | str:
-    """A number, or ``average``."""
+    """Parse a number or `average`."""
     return text if text == "average" else float(text)
 
 
 def _positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")

@@ -17,7 +17,7 @@ _OWN_OPTIONS = ("source", "images", "out", "overwrite", "val", "test", "seed", "
 
 
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `captioner prepare` takes."""
+    """Declare the arguments of `captioner prepare`."""
     parser.usage = (
         "captioner prepare {coco2014,coco2017,flickr8k,flickr30k} --root DIR [--from DIR] ...\n"
         "       captioner prepare csv FILE [-o FILE] ...\n"
@@ -27,7 +27,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add("what", choices=(*DATASETS, *OWN), metavar="WHAT", help=f"{', '.join((*DATASETS, *OWN))}")
     add("source", nargs="?", metavar="PATH", help="of csv: CSV or JSONL; of folder: the folder")
     sets = parser.add_argument_group("public data sets")
-    sets.add_argument("--root", metavar="DIR", help="where the data set is to be")
+    sets.add_argument("--root", metavar="DIR", help="folder of the data set")
     sets.add_argument(
         "--from", dest="have", metavar="DIR", help="use these files, download nothing"
     )
@@ -36,9 +36,9 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=URL",
-        help="another address of an archive, train2014=http://...; also CAPTIONER_URL_TRAIN2014",
+        help="other address of an archive: train2014=http://...; or set CAPTIONER_URL_TRAIN2014",
     )
-    sets.add_argument("--partial", action="store_true", help="take what is there if not complete")
+    sets.add_argument("--partial", action="store_true", help="use an incomplete data set as it is")
     own = parser.add_argument_group("your own captions")
     own.add_argument("--images", metavar="DIR", help="folder of the photos (beside the file)")
     own.add_argument(
@@ -48,10 +48,14 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="default: captions.jsonl beside the photos",
     )
-    own.add_argument("--overwrite", action="store_true", help="replace an output")
-    own.add_argument("--val", type=float, metavar="SHARE", help="of the photos, to validate (0.1)")
-    own.add_argument("--test", type=float, metavar="SHARE", help="of the photos, to test (0)")
-    own.add_argument("--seed", type=int, metavar="N", help="of the split (0)")
+    own.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    own.add_argument(
+        "--val", type=float, metavar="SHARE", help="share of the photos for validation (0.1)"
+    )
+    own.add_argument(
+        "--test", type=float, metavar="SHARE", help="share of the photos for testing (0)"
+    )
+    own.add_argument("--seed", type=int, metavar="N", help="random seed of the split (0)")
     own.add_argument("--max-words", type=int, metavar="N", help="report longer captions (30)")
     own.add_argument("--json", metavar="FILE", help="write the whole report here")
     add("-q", "--quiet", action="store_true", help="no progress bar")

@@ -146,6 +146,28 @@ def test_resume_from_any_byte_gives_the_same_file(tmp_path, photos, monkeypatch,
             assert captioner.read <= 9 - data[:end].count(b"\n") + 4 * batch_size
 
 
+def test_a_resumed_run_shares_the_cores_as_before(tmp_path, photos):
+    class Lanes(FakeCaptioner):
+        """Computes up to four batches at once; the last digits tell how many, as `Captioner`'s."""
+
+        def stream(self, sources, *, batch_size=32, **options):
+            sources = list(sources)
+            self.lanes = min(4, -(-len(sources) // batch_size))
+            yield from super().stream(sources, batch_size=batch_size)
+
+        def caption(self, source, score):
+            return super().caption(source, self.lanes)
+
+    output = tmp_path / "out.jsonl"
+    caption_to(output, [photos], captioner=Lanes(), batch_size=1)
+    whole = output.read_bytes()
+    rows = whole.splitlines(keepends=True)
+    for kept in range(len(rows)):
+        output.write_bytes(b"".join(rows[:kept]))
+        caption_to(output, [photos], mode="resume", captioner=Lanes(), batch_size=1)
+        assert output.read_bytes() == whole
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.txt", "out.json"])
 def test_an_output_is_refused_without_resume_or_overwrite(tmp_path, photos, name):
     output = tmp_path / name

@@ -31,8 +31,34 @@ def test_version_and_unknown_commands(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"captioner {__version__}\n"
     assert cli.main([]) == 2
-    assert cli.main(["draw"]) == 2
-    assert capsys.readouterr().out == ""
+    out, err = capsys.readouterr()
+    assert (out, "evaluate" in err) == ("", True)  # the commands
+    wrong = {
+        "there is no command 'draw'": ["draw"],
+        "there is no command 'captoin'; did you mean caption?": ["captoin"],
+        "unknown option --bem; did you mean --beam?": ["caption", "a.jpg", "--bem", "3"],
+        "unknown option --jsn; did you mean --json?": ["info", "--jsn=1"],
+        "unexpected argument 'b'": ["info", "a", "b"],
+    }
+    for message, arguments in wrong.items():
+        assert cli.main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n"), err.startswith(f"captioner: error: {message} (")) == (
+            "",
+            1,
+            True,
+        )
+
+
+def test_help_shows_examples_that_can_be_run():
+    for name, command in cli._build_parser()[1].items():
+        lines = [
+            line for line in command.format_help().splitlines() if line.startswith("  captioner")
+        ]
+        assert len(lines) == 2
+        for line in lines:
+            command.parse_intermixed_args(line.split()[2:])
+            assert line.split()[1] == name
 
 
 def test_info(model, capsys):
