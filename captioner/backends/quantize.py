@@ -1,8 +1,8 @@
 """Quantise an exported encoder's convolutions to int8, with ranges measured on images.
 
 Weights are quantised per channel, activations per tensor. What little error hurts most or gains
-least stays in fp32: the first convolution, squeeze-and-excitation, and all behind the trunk (neck,
-LayerNorm, keys, initial state). The decoder's step is not quantised.
+least stays in fp32: the convolutions at output strides 2 and 4, squeeze-and-excitation, and all
+behind the trunk (neck, LayerNorm, keys, initial state). The decoder's step is not quantised.
 
 Shapes: S side of the encoder's square.
 """
@@ -101,13 +101,17 @@ def _sensitive(model: ModelProto) -> list[str]:
         each.name: [axis.dim_value for axis in each.type.tensor_type.shape.dim]
         for each in (*graph.value_info, *graph.output)
     }
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    squeezed = [
-        node
-        for node in convolutions
-        if (shape := shapes.get(node.output[0])) and shape[2] * shape[3] < _MIN_CELLS
+    side = graph.input[0].type.tensor_type.shape.dim[1].dim_value  # S
+
+    def sensitive(output: str) -> bool:
+        _, _, height, width = shapes[output]
+        return height * width < _MIN_CELLS or height >= side // 4
+
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type == "Conv" and node.output[0] in shapes and sensitive(node.output[0])
     ]
-    return [node.name for node in (*convolutions[:1], *squeezed)]
 
 
 @contextlib.contextmanager
