@@ -9,7 +9,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from helpers.pictures import write_pictures
+from pictures import write_pictures
 
 from captioner.config import load_config
 from captioner.training.trainer import Trainer

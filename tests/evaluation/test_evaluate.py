@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.pictures import scenes, write_pictures
 from helpers.tiny import MODEL, shake
+from pictures import scenes, write_pictures
 
 from captioner.api import Caption, Captioner, Ensemble
 from captioner.checkpoint import Header

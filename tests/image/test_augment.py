@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.features import read_one
-from helpers.pictures import write_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import write_pictures
 from PIL import Image
 from torch.nn import functional
 

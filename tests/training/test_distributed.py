@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from helpers.pictures import write_pictures
 from helpers.processes import finish, log_of, start, torchrun
 from helpers.tiny import shake
 from helpers.trainings import log_lines, recipe
+from pictures import write_pictures
 
 from captioner.checkpoint import load_weights
 from captioner.config import to_dict

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers.pictures import write_pictures
 from helpers.tiny import FEATURES, make_captions, make_decoder, make_grid
 from helpers.trainings import log_lines, recipe, same
+from pictures import write_pictures
 
 from captioner.config import AttentionConfig, LossConfig
 from captioner.data.dataset import CaptionBatch

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 import torch
-from helpers.pictures import write_pictures
 from helpers.trainings import Interrupt, log_lines, recipe, same
+from pictures import write_pictures
 
 from captioner.checkpoint import load_weights
 from captioner.errors import CaptionerError, CheckpointError

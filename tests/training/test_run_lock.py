@@ -5,9 +5,9 @@ import threading
 
 import pytest
 import yaml
-from helpers.pictures import write_pictures
 from helpers.processes import finish, log_of, start
 from helpers.trainings import recipe
+from pictures import write_pictures
 
 from captioner.cli import main as cli
 from captioner.cli.train import train

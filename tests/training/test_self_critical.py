@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.pictures import write_pictures
 from helpers.searches import sample
 from helpers.tiny import make_captions, make_decoder, make_grid
 from helpers.trainings import recipe
+from pictures import write_pictures
 
 from captioner.config import LossConfig
 from captioner.data.dataset import CaptionBatch

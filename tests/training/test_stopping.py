@@ -5,8 +5,8 @@ import signal
 import threading
 
 import pytest
-from helpers.pictures import write_pictures
 from helpers.trainings import Interrupt, recipe
+from pictures import write_pictures
 
 from captioner.training import trainer as module
 from captioner.training.trainer import Trainer

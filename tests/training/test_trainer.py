@@ -7,9 +7,9 @@ import os
 import pytest
 import torch
 import yaml
-from helpers.pictures import draw, scenes, sentences, write_pictures
 from helpers.searches import beam_search, greedy_search
 from helpers.trainings import log_lines, recipe, same
+from pictures import draw, scenes, sentences, write_pictures
 
 from captioner.checkpoint import load_checkpoint, load_weights, read_header
 from captioner.config import Config, load_config, to_dict

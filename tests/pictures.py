@@ -1,6 +1,6 @@
 """A data set that is drawn: coloured shapes on plain ground, captioned by what they are.
 
-python tests/helpers/pictures.py FOLDER    # draws them all, for configs/tiny.yaml
+python tests/pictures.py FOLDER    # draws them all, for configs/tiny.yaml
 """
 
 import json
