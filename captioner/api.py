@@ -35,7 +35,7 @@ from captioner.decoding.sampling import image_key, sample
 from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.image.io import ImageSource, open_image
 from captioner.outputs import Caption, Failure, SentenceScore
-from captioner.tokenizer import Vocabulary, detokenize, tokenize
+from captioner.tokenizer import Vocabulary, tokenize
 from captioner.utils.device import Precision
 from captioner.utils.parallel import map_ahead
 
@@ -146,11 +146,7 @@ class Captioner:
 
     @property
     def model(self) -> CaptionModel:
-        """The (first) network in PyTorch.
-
-        Raises:
-            ConfigError: Another backend is in use.
-        """
+        """The (first) network in PyTorch; see `torch_backend`."""
         return self.torch_backend.model
 
     @overload
@@ -211,8 +207,7 @@ class Captioner:
         Raises:
             ConfigError: An option is unknown or impossible, or two contradict each other.
         """
-        # Checked here and not at the first result, which may be taken much later.
-        checked = decoding_options(self.vocabulary, **options)
+        checked = decoding_options(self.vocabulary, **options)  # at once, not at the first result
         return self._stream(sources, batch_size, workers, on_error, checked)
 
     def _stream(
@@ -321,21 +316,11 @@ class Captioner:
 
     def to_caption(self, source: ImageSource, hypotheses: Sequence[Hypothesis]) -> Caption:
         """Turn what a search found for an image, best first, into a `Caption`."""
-        captions = []
-        for hypothesis in hypotheses:
-            words = self.vocabulary.decode(hypothesis.words)
-            captions.append(
-                Caption(
-                    text=detokenize(words),
-                    words=words,
-                    log_probs=hypothesis.log_probs,
-                    score=hypothesis.score,
-                    finished=hypothesis.finished,
-                    attention=hypothesis.attention.reshape(-1, *self.backend.grid),  # (T, H, W)
-                    source=source,
-                )
-            )
-        return replace(captions[0], candidates=tuple(captions))
+        candidates = tuple(
+            Caption.of(hypothesis, self.vocabulary, self.backend.grid, source)
+            for hypothesis in hypotheses
+        )
+        return replace(candidates[0], candidates=candidates)
 
     def score(self, image: ImageSource, sentence: str) -> SentenceScore:
         """Return the log-probability of a sentence, word by word: log P(y_t | y_<t, image).

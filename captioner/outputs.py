@@ -17,9 +17,12 @@ import numpy as np
 
 from captioner.errors import ImageError
 from captioner.image.io import ImageSource, open_image
+from captioner.tokenizer import Vocabulary, detokenize
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from captioner.decoding.hypothesis import Hypothesis
 
 _SHOWN = 40  # characters of a text in a repr
 
@@ -48,6 +51,26 @@ class Caption:
     attention: np.ndarray = field(compare=False)
     source: ImageSource = field(compare=False)
     candidates: tuple[Caption, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        hypothesis: Hypothesis,
+        vocabulary: Vocabulary,
+        grid: tuple[int, int],
+        source: ImageSource,
+    ) -> Caption:
+        """Make a caption of what a search found; `grid` is the (H, W) of its maps."""
+        words = vocabulary.decode(hypothesis.words)
+        return cls(
+            text=detokenize(words),
+            words=words,
+            log_probs=hypothesis.log_probs,
+            score=hypothesis.score,
+            finished=hypothesis.finished,
+            attention=hypothesis.attention.reshape(-1, *grid),
+            source=source,
+        )
 
     def __hash__(self) -> int:
         return hash((self.text, self.score))

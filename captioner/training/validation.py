@@ -32,7 +32,7 @@ from captioner.metrics.coco_caption import score_captions
 from captioner.models.attention import map_entropy
 from captioner.models.caption_model import CaptionModel
 from captioner.outputs import Caption
-from captioner.tokenizer import Vocabulary, detokenize
+from captioner.tokenizer import Vocabulary
 from captioner.training.data import TrainingData
 from captioner.training.distributed import gather, rank, world_size
 from captioner.utils.device import autocast
@@ -218,13 +218,4 @@ def _caption(
     with autocast(device, config.optim.precision):
         memory = model.decoder.remember(model.encoder(images))
         ((best, *_),) = beam_search(TorchStepper(model.decoder, memory), options)
-    words = vocabulary.decode(best.words)
-    return Caption(
-        text=detokenize(words),
-        words=words,
-        log_probs=best.log_probs,
-        score=best.score,
-        finished=best.finished,
-        attention=best.attention.reshape(-1, *memory.size),  # (T, H, W)
-        source=path,
-    )
+    return Caption.of(best, vocabulary, memory.size, path)
