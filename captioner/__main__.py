@@ -1,4 +1,4 @@
-"""``python -m captioner`` is the command ``captioner``."""
+"""`python -m captioner` is the command `captioner`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The model file: weights and everything needed to use them, in one ``.safetensors``.
+"""The model file: weights and everything needed to use them, in one `.safetensors`.
 
 The header carries the format version, the network's configuration, the vocabulary, the
 preprocessing and a record of the training; nothing in it can run code. Weights may be stored in
@@ -8,6 +8,9 @@ half precision; they are computed with in fp32 after loading.
 from __future__ import annotations
 
 import json
+import math
+import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +39,7 @@ class Header:
     Attributes:
         config: Of the network.
         vocabulary: Its words.
-        preprocess: How photos become pixels.
+        preprocess: How images become pixels.
         record: How the model was made: data, seed, metrics, versions, commit.
     """
 
@@ -54,7 +57,7 @@ def save_checkpoint(
     Args:
         path: Where; the folder is made if it is absent.
         header: What travels with the weights.
-        weights: The network's ``state_dict``.
+        weights: The network's `state_dict`.
         half: Store floating-point weights as fp16, half the size.
 
     Raises:
@@ -170,7 +173,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_checkpoint(path: str | Path) -> tuple[CaptionModel, Header]:
-    """Rebuild the network of a model file, in ``eval()`` and fp32 on the CPU.
+    """Rebuild the network of a model file, in `eval()` and fp32 on the CPU.
 
     Raises:
         CheckpointError: The file cannot be used; the message says why.
@@ -197,6 +200,115 @@ def load_checkpoint(path: str | Path) -> tuple[CaptionModel, Header]:
             f"{path}: the weights do not fit the configuration: {reason}"
         ) from None
     return model.eval(), header
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Return all of a model file or an export but its weights, as JSON can hold it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: It is missing, damaged or no model file of captioner.
+    """
+    from safetensors import safe_open
+
+    document = read_document(path)
+    header = header_from_document(document, path)
+    export = document.get("export")
+    if export is None:
+        with safe_open(str(path), framework="numpy") as file:
+            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+            parameters = sum(math.prod(piece.get_shape()) for piece in slices)
+            types = sorted({piece.get_dtype() for piece in slices})
+    else:  # its tensors are graphs
+        parameters, types = export["parameters"], [export["precision"]]
+    encoder = header.config.encoder
+    side = encoder.grid or math.ceil(encoder.image_size / encoder.strides[0])
+    return {
+        "file": str(path),
+        "format": FORMAT_VERSION,
+        "bytes": os.path.getsize(path),
+        "parameters": parameters,
+        "types": types,
+        "grid": [side, side],
+        "config": to_dict(header.config),
+        "preprocess": header.preprocess.to_dict(),
+        "record": dict(header.record),
+        "vocabulary": header.vocabulary.to_list(),
+        **({} if export is None else {"export": export}),
+    }
+
+
+def render(info: dict[str, Any]) -> str:
+    """Return the result of `describe` as a short text."""
+    config, record, preprocess = info["config"], info["record"], info["preprocess"]
+    encoder, attention, decoder = config["encoder"], config["attention"], config["decoder"]
+    height, width = info["grid"]
+    joined = "strides " + "+".join(map(str, encoder["strides"]))
+    heads = f", {attention['heads']} heads" if attention["kind"] == "multi_head" else ""
+    refine = f", {encoder['refine_layers']} refining layers" if encoder["refine_layers"] else ""
+    rows = [
+        ("file", info["file"]),
+        *([("export", f"ONNX opset {info['export']['opset']}")] if "export" in info else []),
+        ("size", f"{info['bytes'] / 1e6:,.1f} MB, format {info['format']}"),
+        ("weights", f"{info['parameters']:,} ({', '.join(info['types'])})"),
+        ("encoder", f"{encoder['name']}, {joined}, width {encoder['width']}{refine}"),
+        ("grid", f"{height} × {width}"),
+        (
+            "attention",
+            f"{attention['kind']} {attention['size']}{heads}, {attention['normalizer']}"
+            + (", smoothed" if attention["smooth"] else "")
+            + (", sees the word before" if attention["see_word"] else ""),
+        ),
+        (
+            "decoder",
+            f"LSTM {decoder['hidden']}, embedding {decoder['embedding']}, gate {decoder['gate']}"
+            + (", deep output" if decoder["deep_output"] else "")
+            + (", tied embeddings" if decoder["tied"] else ""),
+        ),
+        ("vocabulary", f"{len(info['vocabulary']):,} words"),
+        (
+            "pictures",
+            f"{preprocess['size']} × {preprocess['size']}, {preprocess['interpolation']}, "
+            f"mean {_numbers(preprocess['mean'])}, std {_numbers(preprocess['std'])}",
+        ),
+        *record_rows(record),
+    ]
+    indent = max(len(key) for key, _ in rows) + 2
+    return "\n".join(
+        textwrap.fill(
+            f"{key:<{indent}}{value}",
+            width=100,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for key, value in rows
+    )
+
+
+def record_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the training record of a model file, each entry as a name and a line of text."""
+    return [(key, _value(value)) for key, value in record.items() if value is not None]
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _value(value: Any) -> str:
+    """Return a value of the training record as text, nested sections in brackets."""
+    if isinstance(value, dict):
+        inner = (
+            f"{k} ({_value(v)})" if isinstance(v, dict) else f"{k} {_value(v)}"
+            for k, v in value.items()
+            if v is not None
+        )
+        return ", ".join(inner)
+    if isinstance(value, list):
+        return "[" + "; ".join(map(_value, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _explain(path: str | Path, error: Exception) -> str:

@@ -14,7 +14,7 @@ class CheckpointError(CaptionerError):
 
 
 class ImageError(CaptionerError):
-    """A picture that cannot be opened or is not safe to open."""
+    """An image that cannot be opened or is not safe to open."""
 
 
 class DataError(CaptionerError):

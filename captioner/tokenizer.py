@@ -113,26 +113,26 @@ _CJK_CHARACTER = re.compile(f"({_CJK})")
 
 
 def tokenize(caption: str) -> list[str]:
-    """Splits a caption into lower-case Penn Treebank words without punctuation.
+    """Split a caption into lower-case Penn Treebank words without punctuation.
 
     The rules, which are those of the official coco-caption evaluation:
 
-    - ``. , : ; ? ! - -- ... ' " ` `` ''`` are dropped; brackets become ``-lrb- -rrb-`` and stay;
-      other symbols (``$ # & %``) are words; runs such as ``!!`` stay.
-    - ``n't 's 're 've 'll 'd 'm`` are split off; ``cannot``, ``gonna`` and the like are two words.
-    - Compounds (``close-up``, ``his/her``), numbers (``2.5``, ``1,000``), times (``3:25``) and
-      abbreviations with their stop (``u.s.``, ``st.``) stay whole.
+    - Quotation marks and `. , : ; ? ! - -- ...` are dropped; brackets become `-lrb- -rrb-` and
+      stay; other symbols (`$ # & %`) are words; runs such as `!!` stay.
+    - `n't 's 're 've 'll 'd 'm` are split off; `cannot`, `gonna` and the like are two words.
+    - Compounds (`close-up`, `his/her`), numbers (`2.5`, `1,000`), times (`3:25`) and
+      abbreviations with their stop (`u.s.`, `st.`) stay whole.
 
     Beyond English: text is normalised to Unicode NFC, accents are kept, and each Chinese or
     Japanese character is a word of its own, as these scripts do not mark words (the official tool
     makes one word of the whole run). Other differences, all rare: currency signs are kept (there
-    they become ``$``), and markup, e-mail addresses and smileys are not recognised.
+    they become `$`), and markup, e-mail addresses and smileys are not recognised.
 
     Args:
         caption: any text; line breaks count as spaces.
 
     Returns:
-        The words, none of them empty or with white space; ``[]`` if there are none.
+        The words, none of them empty or with white space; `[]` if there are none.
     """
     text = caption
     if not text.isascii():
@@ -155,18 +155,18 @@ _ONE_WORD = {halves: word for word, halves in _TWO_WORDS.items() if word != "can
 
 
 def detokenize(words: Sequence[str]) -> str:
-    """Joins the words of a caption into a sentence for people to read.
+    """Join the words of a caption into a sentence for people to read.
 
-    Clitics go back to their words (``ca n't`` to ``can't``, ``dog 's`` to ``dog's``), brackets
-    become brackets again, ``$ 5`` and ``50 %`` close up, Chinese and Japanese characters are set
+    Clitics go back to their words (`ca n't` to `can't`, `dog 's` to `dog's`), brackets
+    become brackets again, `$ 5` and `50 %` close up, Chinese and Japanese characters are set
     without spaces. Case and the dropped punctuation are not invented: tokenizing the sentence
     gives the same words again, as far as their full stops can be told from its end.
 
     Args:
-        words: tokens of :func:`tokenize` or of :meth:`Vocabulary.decode`.
+        words: tokens of `tokenize` or of `Vocabulary.decode`.
 
     Returns:
-        One line of text; ``""`` for no words.
+        One line of text; `""` for no words.
     """
     text = ""
     previous = ""
@@ -187,15 +187,15 @@ def detokenize(words: Sequence[str]) -> str:
 class Vocabulary:
     """The words a model knows, and their numbers; immutable.
 
-    Ids 0 to 3 are the specials ``<pad>``, ``<start>``, ``<end>`` and ``<unk>``, then come the
-    words. The specials are not words: a caption that contains the text ``<end>`` cannot end a
+    Ids 0 to 3 are the specials `<pad>`, `<start>`, `<end>` and `<unk>`, then come the
+    words. The specials are not words: a caption that contains the text `<end>` cannot end a
     training sequence, it is unknown like any other word outside the vocabulary.
 
     Attributes:
         words: all entries by id, the specials included.
 
     Raises:
-        DataError: if ``words`` is not the four specials and then distinct, non-empty words
+        DataError: if `words` is not the four specials and then distinct, non-empty words
             without white space.
     """
 
@@ -236,7 +236,7 @@ class Vocabulary:
         min_count: int = 5,
         max_size: int | None = None,
     ) -> "Vocabulary":
-        """Counts the words of tokenized captions and keeps the frequent ones.
+        """Count the words of tokenized captions and keep the frequent ones.
 
         The order is by falling count, then alphabetical, so that equal captions in any order give
         equal vocabularies.
@@ -256,18 +256,18 @@ class Vocabulary:
         return len(self.words)
 
     def __contains__(self, word: object) -> bool:
-        """Whether ``word`` has an id of its own; False for the specials."""
+        """Return whether `word` has an id of its own; False for the specials."""
         return word in self._ids
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} entries)"
 
     def encode(self, words: Sequence[str]) -> list[int]:
-        """The ids of the words, without START and END; UNK for what is not in the vocabulary."""
+        """Return the ids of the words, without START and END; UNK for unknown words."""
         return [self._ids.get(word, self.UNK) for word in words]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """The words of the ids up to the first END, without PAD and START.
+        """Return the words of the ids up to the first END, without PAD and START.
 
         Raises:
             DataError: for an id that is no entry of the vocabulary.
@@ -285,12 +285,12 @@ class Vocabulary:
         return words
 
     def to_list(self) -> list[str]:
-        """All entries by id, for the header of a checkpoint."""
+        """Return all entries by id, for the header of a checkpoint."""
         return list(self.words)
 
     @classmethod
     def from_list(cls, words: Sequence[str]) -> "Vocabulary":
-        """The vocabulary that :meth:`to_list` wrote.
+        """Return the vocabulary that `to_list` wrote.
 
         Raises:
             DataError: if the entries are not those of a vocabulary.

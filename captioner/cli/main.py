@@ -139,7 +139,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     """Describe a model file."""
-    from captioner.info import describe, render
+    from captioner.checkpoint import describe, render
 
     path = arguments.model
     if path is None:

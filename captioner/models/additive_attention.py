@@ -3,11 +3,11 @@
 It is the decoder's main cost: B·C·L·A tanh a step. tanh(x) = 2σ(2x) - 1, and PyTorch's logistic
 function σ is several times faster on CPUs than its tanh. The sum and σ share one buffer, which is
 not kept: to compute it anew in the backward pass costs less than to write it to fresh memory and
-read it again, and saves T such buffers. On a CPU a few photos at a time are taken, so that the
-buffer stays in the cores' caches (measured by ``benchmarks/train.py`` and
-``benchmarks/decoder_step.py``).
+read it again, and saves T such buffers. On a CPU a few images at a time are taken, so that the
+buffer stays in the cores' caches (measured by `benchmarks/train.py` and
+`benchmarks/decoder_step.py`).
 
-Shapes: B photos, C rows per photo, L locations, A attention size.
+Shapes: B images, C rows per image, L locations, A attention size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def additive_score(query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         query: (B, C, A).
-        keys: (B, L, A), shared by the C rows of a photo.
+        keys: (B, L, A), shared by the C rows of an image.
         weight: (A,), the vector v.
 
     Returns:
@@ -46,8 +46,8 @@ def _half(query: Tensor, keys: Tensor) -> Tensor:
     return torch.add(2 * query[:, :, None], keys[:, None], alpha=2).sigmoid_()
 
 
-def _photos(query: Tensor, keys: Tensor) -> int:
-    """How many photos to take at a time."""
+def _images(query: Tensor, keys: Tensor) -> int:
+    """How many images to take at a time."""
     if query.device.type != "cpu":
         return len(query)
     numbers = query[0].numel() * keys.shape[1]  # C·L·A
@@ -58,8 +58,8 @@ class _AdditiveScore(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(query, keys, weight)
-        photos, total = _photos(query, keys), weight.sum()
-        blocks = zip(query.split(photos), keys.split(photos), strict=True)
+        images, total = _images(query, keys), weight.sum()
+        blocks = zip(query.split(images), keys.split(images), strict=True)
         # v·tanh = Σ v (2σ - 1)
         return torch.cat([2 * (_half(q, k) @ weight) - total for q, k in blocks])
 
@@ -68,10 +68,10 @@ class _AdditiveScore(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, keys, weight = ctx.saved_tensors
         (gradient,) = gradients
-        photos = _photos(query, keys)
+        images = _images(query, keys)
         by_row, by_location = torch.empty_like(query), torch.empty_like(keys)
         by_weight = torch.zeros_like(weight)
-        blocks = (x.split(photos) for x in (query, keys, gradient, by_row, by_location))
+        blocks = (x.split(images) for x in (query, keys, gradient, by_row, by_location))
         for q, k, g, row, location in zip(*blocks, strict=True):
             slope = _half(q, k)
             by_weight.addmv_(slope.view(-1, len(weight)).t(), g.reshape(-1))

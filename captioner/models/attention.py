@@ -1,9 +1,9 @@
 """Attention over the grid: where to look, and what is seen there.
 
-One interface for every kind. What depends on the photo alone (keys, values) is computed once per
-photo by :meth:`Attention.remember`; a step costs only the query.
+One interface for every kind. What depends on the image alone (keys, values) is computed once per
+image by `Attention.remember`; a step costs only the query.
 
-Shapes: B photos, C rows per photo (captions in training, beams in decoding), L locations,
+Shapes: B images, C rows per image (captions in training, beams in decoding), L locations,
 D feature size, A attention size, Q query size, N heads.
 """
 
@@ -23,7 +23,7 @@ from captioner.models.normalizers import normalize
 
 
 class Memory(NamedTuple):
-    """All that the decoder needs of a batch of photos, computed once.
+    """All that the decoder needs of a batch of images, computed once.
 
     Attributes:
         values: (B, L, D) what is read at each location.
@@ -37,19 +37,19 @@ class Memory(NamedTuple):
     size: tuple[int, int]
     spread: Tensor | None = None
 
-    def select(self, photos: Tensor) -> Memory:
-        """The memory of some of the photos, by index (B',)."""
-        return self._replace(values=self.values[photos], keys=self.keys[photos])
+    def select(self, images: Tensor) -> Memory:
+        """The memory of some of the images, by index (B',)."""
+        return self._replace(values=self.values[images], keys=self.keys[images])
 
-    def first(self, photos: int) -> Memory:
-        """The memory of the first photos, without a copy."""
-        if photos == len(self.values):
+    def first(self, images: int) -> Memory:
+        """The memory of the first images, without a copy."""
+        if images == len(self.values):
             return self
-        return self._replace(values=self.values[:photos], keys=self.keys[:photos])
+        return self._replace(values=self.values[:images], keys=self.keys[:images])
 
 
 class AttentionOutput(NamedTuple):
-    """What one look at the photo gives.
+    """What one look at the image gives.
 
     Attributes:
         context: (B, C, D) what was seen.
@@ -67,11 +67,11 @@ class Attention(nn.Module):
     """Scores of one kind, a normaliser and the weighted sum of the values.
 
     ==============  ========================================================================
-    ``additive``    v·tanh(W_a a + W_h h), Bahdanau et al. 2015; f_att of Xu et al. 2015
-    ``dot``         a·(W_h h) (the hidden state must be projected to the feature size)
-    ``general``     (W_a a)·(W_h h), the bilinear form of Luong et al. 2015
-    ``scaled_dot``  ``general`` divided by √A, Vaswani et al. 2017
-    ``multi_head``  ``scaled_dot`` in N subspaces with their own values and output projection
+    `additive`    v·tanh(W_a a + W_h h), Bahdanau et al. 2015; f_att of Xu et al. 2015
+    `dot`         a·(W_h h) (the hidden state must be projected to the feature size)
+    `general`     (W_a a)·(W_h h), the bilinear form of Luong et al. 2015
+    `scaled_dot`  `general` divided by √A, Vaswani et al. 2017
+    `multi_head`  `scaled_dot` in N subspaces with their own values and output projection
     ==============  ========================================================================
 
     Args:
@@ -103,7 +103,7 @@ class Attention(nn.Module):
             self.out = nn.Linear(feature_size, feature_size)
 
     def remember(self, features: Tensor, size: tuple[int, int]) -> Memory:
-        """Compute keys and values once per photo: (B, L, D) -> :class:`Memory`."""
+        """Compute keys and values once per image: (B, L, D) -> `Memory`."""
         values = self.value(features) if self.config.kind == "multi_head" else features
         keys = self.key(features)
         if self.config.kind == "additive":  # its score runs in fp32; autocast hands out bf16
@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
         Args:
             query: (B, C, Q).
-            memory: Of the same B photos.
+            memory: Of the same B images.
         """
         kind = self.config.kind
         query = self.query(query)  # (B, C, A)

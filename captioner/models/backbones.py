@@ -38,7 +38,7 @@ _HEAD_NAMES = {"avgpool", "classifier", "fc", "head", "heads", "AuxLogits", "aux
 
 @dataclass(frozen=True)
 class Normalization:
-    """What the ImageNet weights of a trunk expect of a pixel in 0..1: ``(p - mean) / std``."""
+    """What the ImageNet weights of a trunk expect of a pixel in 0..1: `(p - mean) / std`."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -201,7 +201,7 @@ def build_backbone(
     """Build a CNN trunk by name.
 
     Args:
-        name: ``torchvision/NAME`` or ``timm/NAME``.
+        name: `torchvision/NAME` or `timm/NAME`.
         strides: Output strides of the stages to hand out, finest first.
         image_size: Side of the input square in pixels.
         pretrained: Load ImageNet weights: from an installed weight package when there is one,

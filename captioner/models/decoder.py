@@ -1,12 +1,12 @@
-"""The decoder: an LSTM that looks at the photo once per word (Xu et al. 2015, Section 3.1).
+"""The decoder: an LSTM that looks at the image once per word (Xu et al. 2015, Section 3.1).
 
-All rows of a photo (its captions in training, its beams in decoding) share the photo's memory, so
-every state is laid out as (B, C, ·). One private method, ``_advance``, is the recurrence;
-:meth:`Decoder.step` and the teacher-forced :meth:`Decoder.forward` both run it. The forward pass
+All rows of an image (its captions in training, its beams in decoding) share the image's memory, so
+every state is laid out as (B, C, ·). One private method, `_advance`, is the recurrence;
+`Decoder.step` and the teacher-forced `Decoder.forward` both run it. The forward pass
 only hoists what does not depend on the state: the words' share of the gates before the loop, and
 the projection to the vocabulary after it, on real tokens alone.
 
-Shapes: B photos, C rows per photo, L locations, D feature size, H_d hidden size, E embedding size,
+Shapes: B images, C rows per image, L locations, D feature size, H_d hidden size, E embedding size,
 T time, V vocabulary, M real tokens.
 """
 
@@ -54,7 +54,7 @@ class DecoderOutput(NamedTuple):
     """What a pass over given captions gives; tokens are packed, padding is left out.
 
     Attributes:
-        logits: (M, V), photo by photo, caption by caption, word by word.
+        logits: (M, V), image by image, caption by caption, word by word.
         targets: (M,) the words that should have come.
         attention: (B, C, T, L); zero at padding.
         mask: (B, C, T) bool, true at the M real tokens.
@@ -140,11 +140,11 @@ class Decoder(nn.Module):
             self.project.weight = self.embed.weight
 
     def remember(self, grid: Grid) -> Memory:
-        """Compute once per photo what every step reads: (B, L, D) -> memory."""
+        """Compute once per image what every step reads: (B, L, D) -> memory."""
         return self.attention.remember(grid.features, grid.size)
 
     def start(self, memory: Memory, rows: int = 1) -> State:
-        """The state before the first word, the same for all C = ``rows`` rows of a photo."""
+        """The state before the first word, the same for all C = `rows` rows of an image."""
         if self.start_hidden is None:
             shape = (memory.values.shape[0], rows, self.config.hidden)
             zeros = memory.values.new_zeros(shape)
@@ -156,12 +156,12 @@ class Decoder(nn.Module):
         )
 
     def step(self, state: State, words: Tensor, memory: Memory) -> StepOutput:
-        """Read one word, look at the photo, score the next word.
+        """Read one word, look at the image, score the next word.
 
         Args:
             state: (B, C, H_d) twice.
             words: (B, C) ids of the previous words.
-            memory: Of the B photos.
+            memory: Of the B images.
 
         Returns:
             Logits (B, C, V), attention (B, C, L), next state.
@@ -190,9 +190,9 @@ class Decoder(nn.Module):
         """Score given captions, every word told the true one before it.
 
         Args:
-            memory: Of the B photos.
-            captions: (B, C, T + 1) ids from START to END, then padding. Rows of a photo should be
-                sorted by length, longest first, and photos by their longest caption: what is
+            memory: Of the B images.
+            captions: (B, C, T + 1) ids from START to END, then padding. Rows of an image should be
+                sorted by length, longest first, and images by their longest caption: what is
                 finished then costs nothing.
             lengths: (B, C) number of targets (words and END) of each caption; 0 for none.
             sampling_prob: Probability that a word read is drawn from the model's own prediction
@@ -203,21 +203,21 @@ class Decoder(nn.Module):
         embedded = self.dropout(self.embed(inputs))  # (B, C, T, E)
         gates = self.word_gates(embedded)  # (B, C, T, 4·H_d)
         mask = torch.arange(total, device=lengths.device) < lengths[..., None]  # (B, C, T)
-        # At least one row: photos without captions have a pass as well, with gradients of zero.
+        # At least one row: images without captions have a pass as well, with gradients of zero.
         live = _live(mask).clamp(min=1)  # (T, 2)
         state = self.start(memory, rows)
         hiddens, contexts, read, steps = [], [], [], []
         said: tuple[Tensor, Tensor, Tensor] | None = None
         words = zip(live.tolist(), gates.unbind(2), embedded.unbind(2), strict=True)
-        for (photos, columns), gate, word in words:
-            memory = memory.first(photos)
-            gate, word = gate[:photos, :columns], word[:photos, :columns]
+        for (images, columns), gate, word in words:
+            memory = memory.first(images)
+            gate, word = gate[:images, :columns], word[:images, :columns]
             if sampling_prob and said is not None:
-                drawn = self._draw(*(x[:photos, :columns] for x in said))
+                drawn = self._draw(*(x[:images, :columns] for x in said))
                 own = torch.rand(drawn.shape, device=drawn.device) < sampling_prob
                 word = torch.where(own[..., None], self.dropout(self.embed(drawn)), word)
                 gate = self.word_gates(word)
-            state = State(*(x[:photos, :columns] for x in state))
+            state = State(*(x[:images, :columns] for x in state))
             state, attended = self._advance(state, gate, word, memory)
             said = (state.hidden, attended.context, word)
             hiddens.append(state.hidden.flatten(0, 1))
@@ -261,7 +261,7 @@ class Decoder(nn.Module):
             state: (B, C, H_d) twice.
             gates: (B, C, 4·H_d), the previous word's share.
             embedded: (B, C, E), for an attention that sees the word.
-            memory: Of the B photos.
+            memory: Of the B images.
         """
         see_word = self.attention.config.see_word
         query = torch.cat((state.hidden, embedded), -1) if see_word else state.hidden
@@ -276,7 +276,7 @@ class Decoder(nn.Module):
         return state, attended._replace(context=context)
 
     def _output(self, hidden: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
-        """Logits over the vocabulary; with ``deep_output``, L_o(E y + L_h h + L_z z) (Eq. 7)."""
+        """Logits over the vocabulary; with `deep_output`, L_o(E y + L_h h + L_z z) (Eq. 7)."""
         if not self.training and torch.is_autocast_enabled(hidden.device.type):
             # A search decides between near ties: in bf16 three captions in fifty change.
             with torch.autocast(hidden.device.type, enabled=False):
@@ -290,9 +290,9 @@ class Decoder(nn.Module):
 
 
 def _live(mask: Tensor) -> Tensor:
-    """How many photos and columns still go on at each time: (B, C, T) -> (T, 2).
+    """How many images and columns still go on at each time: (B, C, T) -> (T, 2).
 
-    A photo is live while any caption of it or of a later one goes on; columns likewise.
+    An image is live while any caption of it or of a later one goes on; columns likewise.
     """
 
     def last(real: Tensor) -> Tensor:  # (N, T) -> (T,)
@@ -305,6 +305,6 @@ def _places(live: Tensor, batch: int, rows: int) -> Tensor:
     """Where each row of each time stands when the live rows of all times are joined: (B, C, T)."""
     columns = live[:, 1]  # (T,)
     before = live.prod(1).cumsum(0) - live.prod(1)  # (T,) rows of all earlier times
-    photo = torch.arange(batch, device=live.device)[:, None, None]
+    image = torch.arange(batch, device=live.device)[:, None, None]
     row = torch.arange(rows, device=live.device)[:, None]
-    return before + photo * columns + row
+    return before + image * columns + row

@@ -1,4 +1,4 @@
-"""The encoder: a photo becomes a grid of features that the decoder can look at.
+"""The encoder: an image becomes a grid of features that the decoder can look at.
 
 A CNN trunk gives one or more stages; a small neck projects each to D channels, brings them to one
 grid and adds them. The fine stage keeps the places apart, the coarse stage brings the meaning.
@@ -22,7 +22,7 @@ from captioner.models.backbones import Backbone, Normalization, build_backbone
 
 
 class Grid(NamedTuple):
-    """Features of a batch of photos, with the geometry that an overlay needs.
+    """Features of a batch of images, with the geometry that an overlay needs.
 
     Attributes:
         features: (B, L, D), row by row from the top left.
@@ -34,15 +34,15 @@ class Grid(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """CNN trunk, neck and optional refinement: (B, 3, S, S) photos -> :class:`Grid`.
+    """CNN trunk, neck and optional refinement: (B, 3, S, S) images -> `Grid`.
 
-    A stage that does not train stays in ``eval()`` whatever ``train()`` is called, so that the
-    statistics of its BatchNorm cannot drift; with ``batch_norm="frozen"`` that holds for every
+    A stage that does not train stays in `eval()` whatever `train()` is called, so that the
+    statistics of its BatchNorm cannot drift; with `batch_norm="frozen"` that holds for every
     BatchNorm of the trunk.
 
     Args:
         config: What to build.
-        pretrained: Overrides ``config.pretrained`` (a checkpoint brings its own weights).
+        pretrained: Overrides `config.pretrained` (a checkpoint brings its own weights).
 
     Raises:
         ConfigError: The configuration cannot be built.
@@ -102,7 +102,7 @@ class Encoder(nn.Module):
         return side, side
 
     def forward(self, images: Tensor) -> Grid:
-        """Encode photos: (B, 3, S, S) normalised pixels -> features (B, L, D)."""
+        """Encode images: (B, 3, S, S) normalised pixels -> features (B, L, D)."""
         return self.forward_neck(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
@@ -142,7 +142,7 @@ class Encoder(nn.Module):
         return self
 
     def _freeze(self) -> None:
-        """Let only the last ``trainable_stages`` stages of the trunk train."""
+        """Let only the last `trainable_stages` stages of the trunk train."""
         self.backbone.requires_grad_(False)
         count = self.config.trainable_stages
         if count == 0:

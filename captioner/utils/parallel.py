@@ -20,9 +20,9 @@ def map_ahead(
     initializer: Callable[..., Any] | None = None,
     initargs: tuple[Any, ...] = (),
 ) -> Iterator[Result]:
-    """``map(work, items)`` in threads: lazy, in order, at most ``depth`` results ahead.
+    """`map(work, items)` in threads: lazy, in order, at most `depth` results ahead.
 
-    Closing the iterator early, or an error in ``work``, cancels what has not begun.
+    Closing the iterator early, or an error in `work`, cancels what has not begun.
 
     Args:
         work: Called once per item, in any of the threads; its exception is raised here.

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from captioner.checkpoint import record_rows
 from captioner.demo.components import START_QUEUE, read_asset
 from captioner.demo.models import SHIPPED, Models
-from captioner.info import record_rows
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
