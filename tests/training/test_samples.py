@@ -59,7 +59,7 @@ def test_strips_and_captions_of_fixed_photos(tmp_path, parts, examples):
     for line in lines:
         photo = Image.open(tmp_path / "photos" / line["image"])
         with torch.no_grad():
-            memory = network.decoder.remember(network.encoder(preprocess(photo)[None]))
+            memory = network.remember(preprocess(photo)[None])
         ((best, *_),) = beam_search(network.decoder, memory, DecodingOptions(beam=2, max_length=6))
         words = vocabulary.decode(best.words)
         assert line["caption"] == detokenize(words)

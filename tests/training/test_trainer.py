@@ -54,7 +54,7 @@ def test_overfits_to_the_exact_captions(tmp_path, count, stages, batch_size, epo
     model, header = load_checkpoint(tmp_path / "run" / "best.safetensors")
     pixels = torch.stack([header.preprocess(draw(*scene)) for scene in scenes(count)])
     with torch.no_grad():
-        memory = model.decoder.remember(model.encoder(pixels))
+        memory = model.remember(pixels)
     expected = [tokenize(sentences(*scene)[0]) for scene in scenes(count)]
     greedy = greedy_search(model.decoder, memory)
     assert [header.vocabulary.decode(found.words) for found in greedy] == expected
