@@ -84,8 +84,8 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 def _public(arguments: argparse.Namespace, bars: bool) -> int:
     from captioner.prepare.fetch import fetch, unpack_found
-    from captioner.prepare.file_index import FileIndex
-    from captioner.prepare.registry import ARCHIVES, PHOTOS_ON_REQUEST, addresses
+    from captioner.prepare.public_sets import coco_versions, flickr_versions
+    from captioner.prepare.registry import ARCHIVES, IMAGES_ON_REQUEST, FileIndex, addresses
     from captioner.prepare.write import write_versions
 
     what = arguments.what
@@ -105,14 +105,10 @@ def _public(arguments: argparse.Namespace, bars: bool) -> int:
         index = FileIndex([root])
     if what == "flickr30k" and not index.match("*.jpg"):
         places = " and ".join(str(folder) for folder in index.folders)
-        raise DataError(f"no photos in {places}: {PHOTOS_ON_REQUEST} and name it with --from DIR")
+        raise DataError(f"no photos in {places}: {IMAGES_ON_REQUEST} and name it with --from DIR")
     if what.startswith("coco"):
-        from captioner.prepare.coco import coco_versions
-
         versions = coco_versions(what.removeprefix("coco"), index)
     else:
-        from captioner.prepare.flickr import flickr_versions
-
         versions = flickr_versions(what, index)
     for written in write_versions(versions, index, root, partial=arguments.partial):
         print(written.line())

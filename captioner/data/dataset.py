@@ -1,6 +1,6 @@
-"""Batches of photos x captions: the dataset, the collate and the loader.
+"""Batches of images x captions: the dataset, the collate and the loader.
 
-Everything random is a pure function of (seed, epoch, photo), so neither the number of workers nor
+Everything random is a pure function of (seed, epoch, image), so neither the number of workers nor
 an interruption nor the number of processes changes what a training sees:
 
     dataset = CaptionDataset(examples, vocabulary, cache=cache, mirror=True)
@@ -12,7 +12,7 @@ an interruption nor the number of processes changes what a training sees:
             ...
             sampler.advance()
 
-Shapes: B photos in a batch, C captions per photo, T time, S side of the encoder's input.
+Shapes: B images in a batch, C captions per image, T time, S side of the encoder's input.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _MIRROR |= {right: left for left, right in _MIRROR.items()}
 
 @dataclass
 class CaptionBatch:
-    """Photos with their captions.
+    """Images with their captions.
 
     Attributes:
         images: (B, S, S, 3) uint8 for `Preprocess.normalize`, or None where features are given.
         features: One fp16 or bf16 tensor (B, C_s, H_s, W_s) per encoder stage, or None.
-        captions: (B, C, T) int64: START, words, END, then PAD; the longest of a photo first.
+        captions: (B, C, T) int64: START, words, END, then PAD; the longest of an image first.
         lengths: (B, C) int64, number of targets (words and END); 0 for an absent caption.
-        indices: (B,) int64, places of the photos in the dataset.
+        indices: (B,) int64, places of the images in the dataset.
     """
 
     images: Tensor | None
@@ -91,9 +91,9 @@ class CaptionBatch:
 
 @dataclass
 class CaptionItem:
-    """One photo of a batch, and its captions' word ids.
+    """One image of a batch, and its captions' word ids.
 
-    The photo is `image`, (S, S, 3) uint8, or a view in `cache`, which `collate` reads at once for
+    The image is `image`, (S, S, 3) uint8, or a view in `cache`, which `collate` reads at once for
     the whole batch.
     """
 
@@ -106,24 +106,24 @@ class CaptionItem:
 
 
 class CaptionDataset(Dataset[CaptionItem]):
-    """Photos (or their cached features) with captions as word ids.
+    """Images (or their cached features) with captions as word ids.
 
     Items are asked for by (epoch, index) as the sampler gives it, or by index alone (epoch 0).
 
     Args:
-        examples: The photos and captions.
+        examples: The images and captions.
         vocabulary: Turns words into ids.
-        captions_per_image: C; of a photo with more captions, C are drawn anew in each epoch.
+        captions_per_image: C; of an image with more captions, C are drawn anew in each epoch.
         max_length: Words after which a caption is cut.
-        preprocess: Read the photos, at this size (normalisation is left to the device); or
+        preprocess: Read the images, at this size (normalisation is left to the device); or
         cache: take the features from here; row i belongs to examples[i].
         augment: Random resized crops and colour jitter; from a cache, its augmented copies.
-        mirror: Mirror half of the photos, and swap `left` and `right` in their captions.
+        mirror: Mirror half of the images, and swap `left` and `right` in their captions.
         seed: Of all the draws.
 
     Raises:
         DataError: Neither or both of preprocess and cache, or a cache that does not fit. Reading
-            an item raises it when the photo cannot be read.
+            an item raises it when the image cannot be read.
     """
 
     def __init__(
@@ -165,11 +165,11 @@ class CaptionDataset(Dataset[CaptionItem]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) targets of each photo's longest caption: what the sampler sorts by."""
+        """(N,) targets of each image's longest caption: what the sampler sorts by."""
         return self._captions.longest
 
     def references(self) -> list[list[list[int]]]:
-        """The captions of every photo as word ids with END, not mirrored."""
+        """The captions of every image as word ids with END, not mirrored."""
         captions = (self._captions.get(index, mirrored=False) for index in range(len(self)))
         return [[words[1:].tolist() for words in photo] for photo in captions]
 
@@ -207,7 +207,7 @@ class CaptionDataset(Dataset[CaptionItem]):
 def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
     """Stack items into a batch; T is that of the batch's longest caption.
 
-    Photos with the longest caption come first: the decoder drops those that are finished.
+    Images with the longest caption come first: the decoder drops those that are finished.
     """
     items = sorted(items, key=lambda item: -max(map(len, item.captions), default=0))
     count = max(item.captions_per_image for item in items)
@@ -325,7 +325,7 @@ class _EncodedCaptions:
         plain: list[int] = []
         swapped: list[int] = []
         ends = [0]  # of the captions, in the flat arrays
-        first = [0]  # number of each photo's first caption
+        first = [0]  # number of each image's first caption
         longest = []
         for example in examples:
             sentences = [words for caption in example.captions if (words := tokenize(caption))]
@@ -357,5 +357,5 @@ class _EncodedCaptions:
 
 
 def mirror_words(words: Sequence[str]) -> list[str]:
-    """The words of a caption after its photo was mirrored: left and right swapped."""
+    """The words of a caption after its image was mirrored: left and right swapped."""
     return ["-".join(_MIRROR.get(part, part) for part in word.split("-")) for word in words]

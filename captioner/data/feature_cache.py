@@ -1,13 +1,13 @@
 """A cache of frozen encoder features, for reading: half precision, memory-mapped.
 
 A cache is a folder with one file `stage_<s>.npy` per encoder stage, of shape (views, N, C, H, W),
-and a `meta.json`. The views are the copies of a photo (the first as it is, the others augmented),
+and a `meta.json`. The views are the copies of an image (the first as it is, the others augmented),
 and then, where wanted, the mirror images of all of them. The folder's name is the beginning of its
 key (encoder weights, preprocessing, precision, files), so the caches of several encoders lie side
-by side under one root, and a changed photo or weight never meets an old feature.
+by side under one root, and a changed image or weight never meets an old feature.
 `captioner.data.features` makes them.
 
-Shapes: N photos, B batch, C channels of a stage, H x W its grid.
+Shapes: N images, B batch, C channels of a stage, H x W its grid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(np.int16)}
 
 @dataclass(frozen=True)
 class CacheMeta:
-    """What `meta.json` holds; `done` of `count` photos are written."""
+    """What `meta.json` holds; `done` of `count` images are written."""
 
     key: str
     files: str  # sha256 of the list of paths
@@ -113,8 +113,8 @@ class FeatureCache:
         Args:
             fingerprint: Stands for the encoder's architecture and weights (their hash).
             preprocess: `Preprocess.to_dict()`.
-            paths: The photos, in order; their sizes and modification times count as well.
-            views: Versions of each photo: its copies, twice that with mirror images.
+            paths: The images, in order; their sizes and modification times count as well.
+            views: Versions of each image: its copies, twice that with mirror images.
             dtype: How the features are kept.
             precision: How the encoder computed, as the recipe names it: `auto` leaves it to the
                 device and so takes what any device made.
@@ -122,7 +122,7 @@ class FeatureCache:
             augmentation: Version of what made these.
 
         Raises:
-            DataError: A photo does not exist.
+            DataError: An image does not exist.
         """
         files = []
         for path in paths:
@@ -163,12 +163,12 @@ class FeatureCache:
 
     @property
     def views(self) -> int:
-        """Versions of each photo: the copies, and their mirror images if there are any."""
+        """Versions of each image: the copies, and their mirror images if there are any."""
         return self._meta.views
 
     @property
     def copies(self) -> int:
-        """Versions that are not mirrored: the photo as it is, and augmented ones."""
+        """Versions that are not mirrored: the image as it is, and augmented ones."""
         return self._meta.copies
 
     @property
@@ -198,7 +198,7 @@ class FeatureCache:
     def read_batch(
         self, indices: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray | int = 0
     ) -> list[Tensor]:
-        """The features of many photos at once: a tensor (B, C, H, W) per stage, of `dtype`.
+        """The features of many images at once: a tensor (B, C, H, W) per stage, of `dtype`.
 
         Each stage is one gather from the memory map. The tensors are copies.
 
@@ -207,7 +207,7 @@ class FeatureCache:
             views: (B,) views, or one for all.
 
         Raises:
-            IndexError: No such photo or view.
+            IndexError: No such image or view.
         """
         index = np.asarray(indices, dtype=np.int64)
         view = np.broadcast_to(np.asarray(views, dtype=np.int64), index.shape)
@@ -224,7 +224,7 @@ class FeatureCache:
         ]
 
     def check_files(self, paths: Sequence[str | os.PathLike[str]]) -> None:
-        """Make sure that row i of the cache is the photo paths[i].
+        """Make sure that row i of the cache is the image paths[i].
 
         Raises:
             DataError: The cache was built from another list.
@@ -236,7 +236,7 @@ class FeatureCache:
             )
 
     def _maps(self) -> list[np.ndarray]:
-        """The stages as (views · N, C·H·W); views of one photo lie N rows apart."""
+        """The stages as (views · N, C·H·W); views of one image lie N rows apart."""
         # A map that is shared over a fork or a pickle would share its file handle: open it anew.
         if self._pid != os.getpid():
             self._files = open_stages(self.folder, self._meta)
@@ -284,7 +284,7 @@ def read_ahead(stage: np.memmap, rows: np.ndarray) -> None:
 
     Args:
         stage: (views, N, C, H, W) as `open_stages` maps it.
-        rows: Numbers view · N + photo.
+        rows: Numbers view · N + image.
     """
     if not hasattr(mmap, "MADV_WILLNEED"):
         return

@@ -1,10 +1,10 @@
 """Build a cache of frozen encoder features, so that decoder trainings take minutes.
 
-Threads read photos ahead of the encoder and another one writes behind it; all three overlap. The
-rows are written in order and the position is made safe every few hundred photos, so a build that
+Threads read images ahead of the encoder and another one writes behind it; all three overlap. The
+rows are written in order and the position is made safe every few hundred images, so a build that
 was killed at any moment goes on from there and gives the same file to the byte.
 
-Shapes: N photos, B batch, C channels of a stage, H x W its grid, S side of the encoder's input.
+Shapes: N images, B batch, C channels of a stage, H x W its grid, S side of the encoder's input.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def build_features(
     save_every: int = 512,
     copies: int = 1,
 ) -> FeatureCache:
-    """Run the encoder over all photos and keep its features; a finished cache is just opened.
+    """Run the encoder over all images and keep its features; a finished cache is just opened.
 
     An interrupted call continues where it stopped when it is repeated. Any number of processes
     (the ranks of one training, or several trainings) may ask for one cache at the same time: the
@@ -79,23 +79,23 @@ def build_features(
 
     Args:
         folder: Root of the caches; this one becomes the sub-folder named by its key.
-        paths: The photos; row i of the cache is paths[i].
+        paths: The images; row i of the cache is paths[i].
         preprocess: That of the encoder.
         extract: The encoder: (B, 3, S, S) float32 on `device` -> one (B, C, H, W) per stage.
-        batch_size: Photos per call of `extract`.
-        workers: Threads that read photos; None takes one per core, at most 16.
+        batch_size: Images per call of `extract`.
+        workers: Threads that read images; None takes one per core, at most 16.
         mirror: Keep mirror images as well.
         progress: Show a progress bar (only on a terminal; elsewhere a line a minute is logged).
         fingerprint: Stands for the encoder's architecture and weights (their hash).
         dtype: How features are kept, `fp16` or `bf16`.
         precision: How `extract` computes, as the recipe names it; part of the cache's identity.
-        device: Where photos are normalised and handed to `extract`.
-        save_every: Photos after which the progress is made safe on disk.
-        copies: Versions of each photo: the photo as it is, and augmented ones (which depend on
-            the photo's number and the copy's alone).
+        device: Where images are normalised and handed to `extract`.
+        save_every: Images after which the progress is made safe on disk.
+        copies: Versions of each image: the image as it is, and augmented ones (which depend on
+            the image's number and the copy's alone).
 
     Raises:
-        DataError: A photo cannot be read, the disk has not enough room, features are not finite.
+        DataError: An image cannot be read, the disk has not enough room, features are not finite.
     """
     if not paths:
         raise DataError("no photos to compute features of")
@@ -116,7 +116,7 @@ def build_features(
     def compute(pixels: Tensor) -> list[Sequence[Tensor]]:
         """(B, copies, S, S, 3) uint8 -> the stages of each view."""
         plain = pixels.to(device).unbind(1)
-        # Resizing the whole photo commutes with mirroring it: no second reading.
+        # Resizing the whole image commutes with mirroring it: no second reading.
         mirrored = [each.flip(2) for each in plain] if mirror else []
         return [extract(preprocess.normalize(each)) for each in [*plain, *mirrored]]
 
@@ -134,7 +134,7 @@ def build_features(
 
 
 def _tell_of_others(root: Path, meta: CacheMeta) -> None:
-    """Say that there are caches of these photos and none of them can be used."""
+    """Say that there are caches of these images and none of them can be used."""
     folders = [path.parent for path in sorted(root.glob(f"*/{META}"))]
     same = [
         folder.name
@@ -158,10 +158,10 @@ def _batches(
     batch_size: int,
     workers: int | None,
 ) -> Generator[Tensor, None, None]:
-    """The photos from `start` on, (B, copies, S, S, 3) uint8, read while the encoder computes.
+    """The images from `start` on, (B, copies, S, S, 3) uint8, read while the encoder computes.
 
     Raises:
-        DataError: A photo cannot be read.
+        DataError: An image cannot be read.
     """
     augment = Augmentation(preprocess)
 
@@ -236,7 +236,7 @@ class _Writer:
     Args:
         folder: Of the cache.
         meta: What is there, and what is to come.
-        save_every: Photos between two saves.
+        save_every: Images between two saves.
     """
 
     def __init__(self, folder: Path, meta: CacheMeta, save_every: int) -> None:

@@ -1,6 +1,6 @@
 """A sampler of batches: length-aware, seeded, resumable, shardable over processes.
 
-N photos; a batch is a list of (epoch, index) keys, so that persistent workers learn the epoch.
+N images; a batch is a list of (epoch, index) keys, so that persistent workers learn the epoch.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch.utils.data import Sampler
 from captioner.errors import DataError
 
 Key = tuple[int, int]
-"""(epoch, index of the photo): what the sampler gives to the dataset."""
+"""(epoch, index of the image): what the sampler gives to the dataset."""
 
 _POOL = 64  # batches that are sorted together: enough to save padding, few enough to stay random
 
 
 class LengthAwareSampler(Sampler[list[Key]]):
-    """Batches of photos whose captions have similar lengths, so that little is padding.
+    """Batches of images whose captions have similar lengths, so that little is padding.
 
-    The photos are shuffled, sorted by length within pools of many batches, cut into batches, and
-    the batches are shuffled. Each epoch visits each photo once; batch sizes differ by one at most
+    The images are shuffled, sorted by length within pools of many batches, cut into batches, and
+    the batches are shuffled. Each epoch visits each image once; batch sizes differ by one at most
     (there is no tiny last batch). With several processes the global batch, of
-    `batch_size * world_size` photos, is built first and then dealt out to the ranks: N processes
+    `batch_size * world_size` images, is built first and then dealt out to the ranks: N processes
     see the same global batches as a single one with N times the batch size.
 
     Iterating is a pure function of (seed, epoch, batch); it starts at `batch`, the number of
@@ -33,14 +33,14 @@ class LengthAwareSampler(Sampler[list[Key]]):
     have prefetched does not count).
 
     Args:
-        lengths: One length per photo, for example `CaptionDataset.lengths`.
-        batch_size: Photos per batch and process.
+        lengths: One length per image, for example `CaptionDataset.lengths`.
+        batch_size: Images per batch and process.
         seed: Of the order.
         rank: This process.
         world_size: Number of processes.
 
     Raises:
-        DataError: Too few photos to give each process one in each batch.
+        DataError: Too few images to give each process one in each batch.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class LengthAwareSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
         for batch in self.global_batches(epoch)[self.batch :]:
-            # Dealt out like cards, since the photos of a batch are sorted by length.
+            # Dealt out like cards, since the images of a batch are sorted by length.
             yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
 
     def global_batches(self, epoch: int) -> list[np.ndarray]:
@@ -85,7 +85,7 @@ class LengthAwareSampler(Sampler[list[Key]]):
         # As even as possible: batch sizes differ by one at most.
         ends = np.cumsum([len(part) for part in np.array_split(order, len(self))])
         for pool in np.split(order, ends[_POOL - 1 :: _POOL]):
-            # A view into order; stable, so that photos of equal length stay shuffled.
+            # A view into order; stable, so that images of equal length stay shuffled.
             pool[:] = pool[np.argsort(self.lengths[pool], kind="stable")]
         batches = np.split(order, ends[:-1])
         return [batches[place] for place in generator.permutation(len(batches))]

@@ -2,16 +2,16 @@
 
 Three kinds of file are told apart by their content: COCO results JSON
 (`[{"image_id", "caption"}]`), JSONL as `captioner caption -o captions.jsonl` writes it, and CSV
-with a header. A row names its photo by id (`image_id`, `id`) or by file name (`image`,
+with a header. A row names its image by id (`image_id`, `id`) or by file name (`image`,
 `path`, `file`, ...).
 
 What does not fit is reported, never passed over:
 
-- A photo **without a caption** counts against the score, so that a model that skips hard photos
+- An image **without a caption** counts against the score, so that a model that skips hard images
   cannot gain: 0 in the mean of ROUGE-L and CIDEr-D, all n-grams wrong and no words in BLEU, an
-  empty caption for METEOR and SPICE. A row with an error instead of a caption is such a photo.
-- Of **several captions** for one photo the first counts.
-- Captions of photos **without references** are not scored.
+  empty caption for METEOR and SPICE. A row with an error instead of a caption is such an image.
+- Of **several captions** for one image the first counts.
+- Captions of images **without references** are not scored.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ResultRow:
     """One row of a file of results.
 
     Attributes:
-        image_id: The photo's id, if the row has one.
-        name: The photo's file name, if the row has one.
+        image_id: The image's id, if the row has one.
+        name: The image's file name, if the row has one.
         caption: Its caption; None if the row has an error instead.
     """
 
@@ -50,13 +50,13 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Matching:
-    """Which caption belongs to which photo of the references.
+    """Which caption belongs to which image of the references.
 
     Attributes:
-        captions: One per photo, in the order of the references; None where there is none.
-        missing: Ids of the photos without a caption.
-        unknown: Rows whose photo has no references.
-        repeated: Rows for a photo that has a caption already.
+        captions: One per image, in the order of the references; None where there is none.
+        missing: Ids of the images without a caption.
+        unknown: Rows whose image has no references.
+        repeated: Rows for an image that has a caption already.
     """
 
     captions: list[str | None] = field(repr=False)
@@ -66,7 +66,7 @@ class Matching:
 
     @property
     def complete(self) -> bool:
-        """Whether every photo has a caption."""
+        """Whether every image has a caption."""
         return not self.missing
 
     def lines(self) -> list[str]:
@@ -116,7 +116,7 @@ def score_results(
 
     Args:
         path: The file.
-        examples: Photos with their references; the photos themselves need not exist
+        examples: Images with their references; the images themselves need not exist
             (:func:`~captioner.data.annotations.read_captions` with `missing="ignore"`).
         **options: `objects`, `training` and `official` of
             :func:`~.quality.measure_quality`.
@@ -157,19 +157,19 @@ def read_results(path: str | os.PathLike[str]) -> list[ResultRow]:
 def match_results(
     rows: Sequence[ResultRow], examples: Sequence[Example], source: str = "the results"
 ) -> Matching:
-    """Find the photo of each row, by file name or by id.
+    """Find the image of each row, by file name or by id.
 
-    A file name fits if it is that of one photo, folders apart. Ids fit as text: 7 is "7". If the
+    A file name fits if it is that of one image, folders apart. Ids fit as text: 7 is "7". If the
     references name no files, the number that a file name ends in is taken as the id, as in
     `COCO_val2014_000000000042.jpg`.
 
     Args:
         rows: The captions.
-        examples: The photos.
+        examples: The images.
         source: What to call the rows in messages.
 
     Raises:
-        DataError: No row fits, or a row's name and id are of two photos.
+        DataError: No row fits, or a row's name and id are of two images.
     """
     photos = _References(examples)
     captions: list[str | None] = [None] * len(examples)

@@ -1,6 +1,6 @@
-"""Open any picture safely: path, bytes, PIL image or array -> upright 8-bit RGB.
+"""Open any image safely: path, bytes, PIL image or array -> upright 8-bit RGB.
 
-Whatever is wrong with a picture becomes one `ImageError` whose single line names the file and the
+Whatever is wrong with an image becomes one `ImageError` whose single line names the file and the
 reason, so that a run over millions of files can report each bad one and go on. `Preprocess` and the
 grid geometry of `captioner.image.transforms` can be imported from here as well.
 """
@@ -40,14 +40,14 @@ ImageSource: TypeAlias = (
 )
 
 MAX_PIXELS = 178_956_970
-"""Most pixels a picture may declare (the bound at which Pillow itself refuses)."""
+"""Most pixels an image may declare (the bound at which Pillow itself refuses)."""
 
-# Decoders that hold several copies of the picture, 15 to 20 bytes a pixel where others hold 4.
+# Decoders that hold several copies of the image, 15 to 20 bytes a pixel where others hold 4.
 _HUNGRY = ("WEBP", "AVIF", "HEIF")
 _MAX_BYTES = 1 << 28  # of a file that they read whole
 _MAX_SCANS = 100  # of a progressive JPEG; the usual number is 10
 _PLANAR, _BITS = 284, 258  # TIFF tags
-_AT_ONCE = 1 << 26  # pixels that threads together may be decoding, unless it is a single picture
+_AT_ONCE = 1 << 26  # pixels that threads together may be decoding, unless it is a single image
 
 # Plain pixel formats only. Pillow also reads EPS, PDF-like and vendor formats, some of which start
 # other programs; a captioning service must not hand them a stranger's file.
@@ -59,16 +59,16 @@ IMAGE_SUFFIXES = frozenset({
     ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif",
 })
 # fmt: on
-"""Lower-case file endings that a folder search takes for pictures."""
+"""Lower-case file endings that a folder search takes for images."""
 
 
 def open_image(
     source: ImageSource, *, max_pixels: int = MAX_PIXELS, shrink_to: int | None = None
 ) -> Image.Image:
-    """Open a picture of any kind as an upright RGB image.
+    """Open an image of any kind as an upright RGB image.
 
     EXIF orientation is applied; transparency is laid on white; CMYK, YCbCr, LAB, palette, 1-bit,
-    16-bit, 32-bit and float pictures become 8-bit RGB (16 bits are scaled, not clipped); of an
+    16-bit, 32-bit and float images become 8-bit RGB (16 bits are scaled, not clipped); of an
     animation the first frame is taken (of a PIL image, the current one). The result carries no
     metadata, so opening it once more changes nothing. A PIL source is left as it is.
 
@@ -76,14 +76,14 @@ def open_image(
         source: Path, encoded bytes, binary file object, PIL image, or an image of Hugging Face
             `datasets` (`{"bytes": ..., "path": ...}`); or an array or tensor, (height, width[, 1, 3
             or 4]) or (1, 3 or 4, height, width), of uint8, uint16, bool, or floats within 0..1.
-        max_pixels: Refuse pictures that declare more pixels than this, before decoding them.
+        max_pixels: Refuse images that declare more pixels than this, before decoding them.
         shrink_to: Let the JPEG decoder shrink by 2, 4 or 8 while the shorter side stays at least
-            this long: much quicker for camera photos. Other formats keep their full size up to 16
+            this long: much quicker for camera images. Other formats keep their full size up to 16
             megapixels; beyond, they are averaged down to no less than three times this side.
 
     Raises:
-        ImageError: In one line: the picture's name and why it cannot be used. Damaged and truncated
-            files are refused too: a half-grey photo would get a confident wrong caption.
+        ImageError: In one line: the image's name and why it cannot be used. Damaged and truncated
+            files are refused too: a half-grey image would get a confident wrong caption.
     """
     try:
         plain = _plain(source)
@@ -96,7 +96,7 @@ def open_image(
                 image = _read(stream, max_pixels, shrink_to)
     except Exception as error:  # decoders raise anything: SyntaxError, struct.error, MemoryError...
         raise ImageError(f"{_name(source)}: {_explain(error)}") from error
-    image.info = {}  # a kept EXIF block would turn the picture a second time
+    image.info = {}  # a kept EXIF block would turn the image a second time
     return image
 
 
@@ -282,7 +282,7 @@ class _Room:
     """Keeps what the threads of this process decode at a time within memory.
 
     Args:
-        pixels: That may be in work together. A picture that is larger waits until it is alone.
+        pixels: That may be in work together. An image that is larger waits until it is alone.
     """
 
     def __init__(self, pixels: int):
@@ -292,7 +292,7 @@ class _Room:
 
     @contextlib.contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """Wait for room for a picture, and hold it."""
+        """Wait for room for an image, and hold it."""
         with self._changed:
             self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self.pixels)
             self._taken += pixels
@@ -308,9 +308,9 @@ _room = _Room(_AT_ONCE)
 
 
 def _pixels_to_decode(image: Image.Image, max_pixels: int, shrink_to: int | None) -> int:
-    """How many pixels a decoder will hold, in pictures of 4 bytes a pixel."""
+    """How many pixels a decoder will hold, in images of 4 bytes a pixel."""
     width, height = image.size
-    progressive = "progressive" in image.info  # such a decoder collects the whole picture
+    progressive = "progressive" in image.info  # such a decoder collects the whole image
     if image.format in _HUNGRY or (progressive and image.mode == "CMYK"):
         _check_size(width, height, min(max_pixels, max(max_pixels, MAX_PIXELS) // 3))
         return 4 * width * height
@@ -333,7 +333,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _check_scans(stream: IO[bytes]) -> None:
     """Refuse a JPEG of a few kilobytes that would keep the decoder busy for hours.
 
-    It goes through the whole picture once for each scan, however empty the scan is.
+    It goes through the whole image once for each scan, however empty the scan is.
     """
     position = stream.tell()
     scans = count_scans(stream)
@@ -343,7 +343,7 @@ def _check_scans(stream: IO[bytes]) -> None:
 
 
 def _decode(image: Image.Image, max_pixels: int, shrink_to: int | None) -> Image.Image:
-    """Decode the pixels of a picture whose declared size is within the limit."""
+    """Decode the pixels of an image whose declared size is within the limit."""
     _check_size(*image.size, max_pixels)
     try:
         if shrink_to is not None:

@@ -1,11 +1,11 @@
-"""Decoded pictures of any Pillow mode as upright 8-bit RGB, without many times their memory."""
+"""Decoded images of any Pillow mode as upright 8-bit RGB, without many times their memory."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
 
-_LARGE = 1 << 24  # pixels beyond which a picture is converted tile by tile
+_LARGE = 1 << 24  # pixels beyond which an image is converted tile by tile
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -38,7 +38,7 @@ def upright_rgb(image: Image.Image, shrink_to: int | None) -> Image.Image:
 def _to_rgb_in_tiles(image: Image.Image, shrink_to: int | None) -> Image.Image:
     """`_to_rgb` of a small piece at a time, and averaged down if `shrink_to` lets it.
 
-    Whole, the steps between would take up to five times the memory of the picture itself.
+    Whole, the steps between would take up to five times the memory of the image itself.
     """
     width, height = image.size
     factor = max(1, min(width, height) // (3 * shrink_to)) if shrink_to else 1
@@ -62,8 +62,8 @@ def _to_rgb(image: Image.Image, extremes: tuple[float, float] | None = None) -> 
     """Convert any Pillow mode to a new 8-bit RGB image.
 
     Args:
-        image: The picture.
-        extremes: Least and greatest value of modes I and F, if not those of this picture.
+        image: The image.
+        extremes: Least and greatest value of modes I and F, if not those of this image.
     """
     if _is_deep(image):
         low, high = extremes or _extremes(image)
@@ -95,7 +95,7 @@ def _extremes(image: Image.Image) -> tuple[float, float]:
 
 
 def _grey_to_8_bits(values: np.ndarray, mode: str, low: float, high: float) -> np.ndarray:
-    """Scale a 32-bit or float greyscale picture to uint8.
+    """Scale a 32-bit or float greyscale image to uint8.
 
     The modes I and F do not say what white is, so it is the first of 1 (F only), 255 and 65535 that
     the values stay below; values outside all of these are stretched.
@@ -108,6 +108,6 @@ def _grey_to_8_bits(values: np.ndarray, mode: str, low: float, high: float) -> n
 
 
 def grey_16_to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Round 0..65535 to 0..255 by table: no 32-bit copy of a large picture is made."""
+    """Round 0..65535 to 0..255 by table: no 32-bit copy of a large image is made."""
     table: np.ndarray = np.round(np.arange(65536) / 257).astype(np.uint8)
     return np.take(table, values)

@@ -1,6 +1,6 @@
-"""Shape a picture for an encoder, and map the encoder's grid cells back onto the picture.
+"""Shape an image for an encoder, and map the encoder's grid cells back onto the image.
 
-The whole picture is resized, uncropped, to the encoder's square. Nothing is cut off, so the model
+The whole image is resized, uncropped, to the encoder's square. Nothing is cut off, so the model
 sees all of it, and row r, column c of an (H, W) feature grid covers a plain fraction of the image:
 `grid_to_image` is the exact inverse.
 
@@ -22,8 +22,8 @@ from captioner.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-_AREA = (0.6, 1.0)  # of a crop, as a share of the photo
-_RATIO = (0.8, 1.25)  # width to height, beside the photo's own
+_AREA = (0.6, 1.0)  # of a crop, as a share of the image
+_RATIO = (0.8, 1.25)  # width to height, beside the image's own
 _JITTER = 0.2  # brightness, contrast and saturation change by up to this share
 _TRIES = 10
 _RESAMPLING = {
@@ -36,9 +36,9 @@ _RESAMPLING = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What an encoder expects of a picture; it travels in the checkpoint with the weights.
+    """What an encoder expects of an image; it travels in the checkpoint with the weights.
 
-    The whole picture is resized (antialiased, no crop, aspect ratio given up) to size x size, then
+    The whole image is resized (antialiased, no crop, aspect ratio given up) to size x size, then
     each channel becomes (p / 255 - mean) / std. `to_uint8` and `normalize` are the two halves:
     workers ship bytes, a quarter of the floats, and the device normalises whole batches.
 
@@ -69,16 +69,16 @@ class Preprocess:
             )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Preprocess one upright RGB picture, as `open_image` returns it: (3, S, S) float32."""
+        """Preprocess one upright RGB image, as `open_image` returns it: (3, S, S) float32."""
         import torch
 
         return self.normalize(torch.from_numpy(self.to_uint8(image))[None])[0]
 
     def to_uint8(self, image: Image.Image) -> np.ndarray:
-        """Resize the whole picture to the square: (S, S, 3) uint8."""
+        """Resize the whole image to the square: (S, S, 3) uint8."""
         if image.mode != "RGB":
             image = image.convert("RGB")
-        # reducing_gap: very large pictures are box-averaged first, down to 3 times the square.
+        # reducing_gap: very large images are box-averaged first, down to 3 times the square.
         square = image.resize(
             (self.size, self.size), _RESAMPLING[self.interpolation], reducing_gap=3.0
         )
@@ -142,18 +142,18 @@ class Augmentation:
     """
 
     version = 1
-    """Grows when the pictures change that a seed gives: caches of their features are then old."""
+    """Grows when the images change that a seed gives: caches of their features are then old."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         self.preprocess = preprocess
 
     @property
     def shrink_to(self) -> int:
-        """Side to which a large photo may be shrunk while it is read: a crop is enlarged again."""
+        """Side to which a large image may be shrunk while it is read: a crop is enlarged again."""
         return self.preprocess.size * 3 // 2
 
     def __call__(self, image: Image.Image, generator: np.random.Generator) -> np.ndarray:
-        """A photo, augmented: (S, S, 3) uint8."""
+        """An image, augmented: (S, S, 3) uint8."""
         from torchvision.transforms import InterpolationMode  # slow to import
         from torchvision.transforms.v2 import functional
 
@@ -172,10 +172,10 @@ class Augmentation:
 
 
 def draw_crop(width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a crop, in pixels; the whole photo if none fits."""
+    """Left, top, width and height of a crop, in pixels; the whole image if none fits."""
     for _ in range(_TRIES):
         area = width * height * generator.uniform(*_AREA)
-        # The photo will be squashed into a square: a crop of the photo's own shape is ratio 1.
+        # The image will be squashed into a square: a crop of the image's own shape is ratio 1.
         ratio = width / height * math.exp(generator.uniform(*np.log(_RATIO)))
         across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < across <= width and 0 < down <= height:
@@ -188,14 +188,14 @@ def draw_crop(width: int, height: int, generator: np.random.Generator) -> tuple[
 def grid_to_image(
     grid: np.ndarray, size: tuple[int, int], interpolation: str = "bicubic"
 ) -> np.ndarray:
-    """Spread a map over the photo: the exact inverse of `Preprocess`'s resizing.
+    """Spread a map over the image: the exact inverse of `Preprocess`'s resizing.
 
     Cell (r, c) covers rows r*height/H .. (r+1)*height/H and likewise columns; cell centres lie in
     the middle of that (`align_corners=False`). Values stay within the map's own range.
 
     Args:
         grid: (H, W) values.
-        size: (width, height) of the photo.
+        size: (width, height) of the image.
         interpolation: "nearest" gives each pixel the value of the cell in which its centre lies;
             "bilinear" and "bicubic" are smooth.
 

@@ -1,13 +1,13 @@
-"""Pictures of attention: what the model looked at for each word. Pillow and NumPy only.
+"""Images of attention: what the model looked at for each word. Pillow and NumPy only.
 
-`overlay` lays one map over the photo, `word_strip` shows photo and words as a sheet of panels,
+`overlay` lays one map over the image, `word_strip` shows image and words as a sheet of panels,
 `animate` plays the sentence word by word. Maps are (H, W) arrays of weights >= 0, one per word,
-as in `Caption.attention`; they are spread over the photo by `grid_to_image`, the exact inverse of
+as in `Caption.attention`; they are spread over the image by `grid_to_image`, the exact inverse of
 the encoder's resizing, so light falls where the model looked.
 
 Scale: each map is divided by its own largest value, so its peak is fully lit whatever its height;
 compare heights between words by giving all of them one `peak` (or `shared_scale=True`). Missing
-values (NaN, infinity) and negative ones count as 0; an all-zero map leaves the photo dim.
+values (NaN, infinity) and negative ones count as 0; an all-zero map leaves the image dim.
 
 Text is set in Pillow's own font, which covers Latin with accents. For other scripts a font of the
 system is looked for; `font="/path/to/font.ttf"` chooses one.
@@ -49,10 +49,10 @@ def overlay(
     peak: float | None = None,
     interpolation: str = "bicubic",
 ) -> Image.Image:
-    """Lay one attention map over a photo.
+    """Lay one attention map over an image.
 
     Args:
-        image: The photo, of any mode; turned upright if it carries an EXIF orientation.
+        image: The image, of any mode; turned upright if it carries an EXIF orientation.
         attention_map: (H, W) weights.
         style: "spotlight" dims what was not looked at; "heatmap" tints what was, from violet
             (little) to yellow (most).
@@ -62,7 +62,7 @@ def overlay(
         interpolation: "bicubic", "bilinear", or "nearest" for the bare grid cells.
 
     Returns:
-        An RGB image of the photo's size.
+        An RGB image of the image's size.
 
     Raises:
         ConfigError: On an unknown style, a share outside 0..1, or a map that is not (H, W).
@@ -79,7 +79,7 @@ def overlay(
         mixed = pixels * (floor + (1 - floor) * weights)
     else:
         tint = heat_colours()[np.round(weights[..., 0] * 255).astype(np.uint8)]
-        # Opacity grows with the weight, so that the photo stays itself where nothing was seen.
+        # Opacity grows with the weight, so that the image stays itself where nothing was seen.
         opacity = strength * weights**0.75
         mixed = pixels * (1 - opacity) + tint * opacity
     return Image.fromarray(np.round(mixed).astype(np.uint8))
@@ -88,7 +88,7 @@ def overlay(
 def _weights(
     attention_map: np.ndarray, size: tuple[int, int], peak: float | None, interpolation: str
 ) -> np.ndarray:
-    """Spread a map over the photo on the scale 0..1: (height, width)."""
+    """Spread a map over the image on the scale 0..1: (height, width)."""
     cells = np.nan_to_num(_map(attention_map), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
     spread = grid_to_image(cells, size, interpolation)
     # The own peak is taken after spreading: a cell's centre may fall between two pixels.
@@ -149,14 +149,14 @@ def word_strip(
     font: str | None = None,
     **options: Any,
 ) -> Image.Image:
-    """A sheet of panels: the photo, then one overlay per word with the word below it.
+    """A sheet of panels: the image, then one overlay per word with the word below it.
 
     Args:
-        image: The photo.
+        image: The image.
         words: The caption's words.
         maps: One (H, W) map per word.
         columns: Panels per row; None chooses a sheet about as wide as a page on a screen.
-        panel_width: In pixels; None chooses by the photo's shape.
+        panel_width: In pixels; None chooses by the image's shape.
         style: As for `overlay`.
         shared_scale: Give all words the scale of the strongest, instead of each its own.
         font: A TrueType or OpenType file; None chooses one that has the letters.
@@ -209,7 +209,7 @@ def _common_peak(maps: list[np.ndarray]) -> float:
 
 
 def _panel_size(size: tuple[int, int], width: int | None) -> tuple[int, int]:
-    """The panel in pixels: the photo's aspect ratio, held within 1:4 and 6:1."""
+    """The panel in pixels: the image's aspect ratio, held within 1:4 and 6:1."""
     aspect = min(max(size[0] / size[1], 1 / 4), 6.0)
     if width is None:
         width = round(math.sqrt(_PANEL_AREA * aspect))
@@ -219,7 +219,7 @@ def _panel_size(size: tuple[int, int], width: int | None) -> tuple[int, int]:
 
 
 def _fit(photo: Image.Image, panel: tuple[int, int]) -> Image.Image:
-    """Resize the whole photo to fit into the panel, never to a size of 0."""
+    """Resize the whole image to fit into the panel, never to a size of 0."""
     scale = min(panel[0] / photo.width, panel[1] / photo.height)
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -263,13 +263,13 @@ def animate(
     font: str | None = None,
     **options: Any,
 ) -> bytes:
-    """An endless GIF: the photo, then each word's overlay while the sentence lights up below.
+    """An endless GIF: the image, then each word's overlay while the sentence lights up below.
 
     Args:
-        image: The photo.
+        image: The image.
         words: The caption's words.
         maps: One (H, W) map per word.
-        size: Longer side of the photo in the film, in pixels.
+        size: Longer side of the image in the film, in pixels.
         seconds: How long each word stays.
         style: As for `overlay`.
         shared_scale: As for `word_strip`.
@@ -299,7 +299,7 @@ def animate(
         frame.paste(picture, ((width - photo.width) // 2, 0))
         draw = ImageDraw.Draw(frame)
         for index, (word, (x, y)) in enumerate(zip(words, places, strict=True)):
-            # The photo comes with the whole sentence, then the words light up one by one.
+            # The image comes with the whole sentence, then the words light up one by one.
             colour = _INK if now in (-1, index) else _PALE_INK
             draw.text((_GAP + x, photo.height + _GAP + y), word, colour, typeface)
         # An octree palette keeps small patches of colour (a cat's eyes) that median cut loses;

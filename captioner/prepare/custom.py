@@ -1,4 +1,4 @@
-"""Captions of one's own: merged by photo, checked, split, so that no photo is in two splits."""
+"""Captions of one's own: merged by image, checked, split, so that no image is in two splits."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ _SHOWN = 10  # words in the report
 
 @dataclass
 class Report:
-    """The findings; lists hold names of photos.
+    """The findings; lists hold names of images.
 
     Attributes:
         missing: Named, but not on disk. Left out.
-        unreadable: Photo -> why it cannot be read. Left out.
+        unreadable: Image -> why it cannot be read. Left out.
         uncaptioned: Without any caption. Left out.
-        strays: Text files without a photo.
+        strays: Text files without an image.
         empty: Captions without a word. Left out.
-        repeated: Captions that a photo has twice. Left out.
-        shared: Caption -> number of photos, for captions of several photos.
+        repeated: Captions that an image has twice. Left out.
+        shared: Caption -> number of images, for captions of several images.
         long: Captions with many words.
         conflicts: Named in two splits; the first counts.
-        identical: Groups of photos whose files are the same.
-        similar: Groups of photos that are the same or nearly, with their splits.
+        identical: Groups of images whose files are the same.
+        similar: Groups of images that are the same or nearly, with their splits.
         leaks: Those of the groups that lie in several splits.
         splits_given: The splits are the file's own.
-        unassigned: Photos that had no split while others had; they train.
-        splits: Photos in each split.
+        unassigned: Images that had no split while others had; they train.
+        splits: Images in each split.
         words: Figures of the words.
     """
 
@@ -78,7 +78,7 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """Photos that had captions and were left out all the same."""
+        """Images that had captions and were left out all the same."""
         return len(self.missing) + len(self.unreadable)
 
     def count(self, examples: Sequence[Example], max_words: int) -> None:
@@ -158,7 +158,7 @@ class Report:
 
 @dataclass
 class _Photo:
-    """What the rows say of one photo."""
+    """What the rows say of one image."""
 
     captions: dict[str, str] = field(default_factory=dict)  # normalised -> as written
     split: str | None = None
@@ -179,14 +179,14 @@ def read_table(path: Path) -> list[Row]:
 
 
 def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
-    """Photos of a folder and its subfolders, with the captions in text files of the same name.
+    """Images of a folder and its subfolders, with the captions in text files of the same name.
 
     Args:
         folder: `dog.jpg` is captioned by `dog.txt`, a caption a line.
 
     Returns:
-        A row for each photo, its captions empty where there is no text file, in the order of the
-        paths; and the text files without a photo.
+        A row for each image, its captions empty where there is no text file, in the order of the
+        paths; and the text files without an image.
 
     Raises:
         DataError: No such folder, or a text file is not UTF-8.
@@ -231,27 +231,27 @@ def check_and_split(
     report: Report | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[list[Example], Report]:
-    """Turn rows into photos with captions and splits, and tell what is wrong with them.
+    """Turn rows into images with captions and splits, and tell what is wrong with them.
 
-    Left out are empty captions, a photo's captions that say the same twice, photos without a
-    caption, photos that are missing and photos that cannot be read. Splits that the rows name are
-    kept; otherwise photos are drawn by `seed`, with photos that are the same or nearly so in one
+    Left out are empty captions, an image's captions that say the same twice, images without a
+    caption, images that are missing and images that cannot be read. Splits that the rows name are
+    kept; otherwise images are drawn by `seed`, with images that are the same or nearly so in one
     split.
 
     Args:
         rows: As read.
         source: The file or folder they come from.
-        image_root: Folder of the photos; None looks in `images` beside the file, then beside it.
-        val: Share of the photos for validation.
-        test: Share of the photos for testing.
+        image_root: Folder of the images; None looks in `images` beside the file, then beside it.
+        val: Share of the images for validation.
+        test: Share of the images for testing.
         seed: Of the draw.
         max_words: Captions with more words are reported (and kept: training cuts them).
         report: Goes on with this one.
-        advance: Called for each photo that was looked at.
+        advance: Called for each image that was looked at.
 
     Raises:
         ConfigError: The shares leave nothing to train on.
-        DataError: No photo is left.
+        DataError: No image is left.
     """
     if val < 0 or test < 0 or val + test >= 1:
         raise ConfigError(
@@ -305,20 +305,20 @@ def check_and_split(
 def draw_splits(
     names: Sequence[str], numbers: Sequence[int], shares: Mapping[str, float], seed: int
 ) -> list[str]:
-    """Deal photos out to splits, group by group.
+    """Deal images out to splits, group by group.
 
-    A group's place in the order is a hash of the seed and its first name, not a draw: adding photos
+    A group's place in the order is a hash of the seed and its first name, not a draw: adding images
     moves few of the others.
 
     Args:
-        names: Of the photos.
-        numbers: The group of each photo; a group stays together.
-        shares: Split -> share of the photos; the rest is `train`. A share above 0 gets a photo at
+        names: Of the images.
+        numbers: The group of each image; a group stays together.
+        shares: Split -> share of the images; the rest is `train`. A share above 0 gets an image at
             least, if there are enough groups.
         seed: Of the order.
 
     Returns:
-        The split of each photo.
+        The split of each image.
     """
     members: dict[int, list[int]] = {}
     for index, number in enumerate(numbers):
@@ -346,7 +346,7 @@ def draw_splits(
 
 
 def _merge(rows: Iterable[Row], report: Report) -> dict[str, _Photo]:
-    """The photos of all rows, in order, with their captions once each."""
+    """The images of all rows, in order, with their captions once each."""
     photos: dict[str, _Photo] = {}
     for row in rows:
         assert row.image is not None  # see `read_table`

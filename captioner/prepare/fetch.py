@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from captioner.errors import DataError
 from captioner.prepare.download import Progress, Stopped, download, verify
-from captioner.prepare.file_index import FileIndex
-from captioner.prepare.registry import DOWNLOADS, Archive
+from captioner.prepare.registry import DOWNLOADS, Archive, FileIndex
 
 logger = logging.getLogger(__name__)
 
@@ -281,7 +280,7 @@ def _extract(source: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None
     """Write one member; the check sum of the zip file is checked on the way."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    # Not files.replacing: waiting for the disk after each of 100,000 photos would take hours.
+    # Not files.replacing: waiting for the disk after each of 100,000 images would take hours.
     try:
         with source.open(info) as member, open(temporary, "wb") as file:
             shutil.copyfileobj(member, file, 1 << 20)

@@ -1,10 +1,10 @@
-"""Photos that are the same, or nearly: fingerprints and the search among them.
+"""Images that are the same, or nearly: fingerprints and the search among them.
 
-The fingerprint is the difference hash (dHash): the photo in grey, shrunk to 9 × 8 and to 8 × 9
+The fingerprint is the difference hash (dHash): the image in grey, shrunk to 9 × 8 and to 8 × 9
 pixels, and for each pair of neighbours, across and down, a bit that tells which one is brighter:
-128 bits. Two photos are near-duplicates if at most `NEAR` bits differ. That finds photos saved
+128 bits. Two images are near-duplicates if at most `NEAR` bits differ. That finds images saved
 anew, in another size or quality, or slightly retouched. It does not find cut, turned or mirrored
-ones, nor a second photo of the same scene; photos of almost a single tone have no fingerprint.
+ones, nor a second image of the same scene; images of almost a single tone have no fingerprint.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ NEAR = 10
 """Most bits of 128 in which the fingerprints of near-duplicates differ."""
 
 _SHRINK = 32  # pixels that a JPEG keeps at least when it is read for a fingerprint
-_PLAIN = 8  # bits that a photo with a fingerprint has at least, of either value
+_PLAIN = 8  # bits that an image with a fingerprint has at least, of either value
 
 _ONES = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is known of a photo file.
+    """What is known of an image file.
 
     Attributes:
-        bits: (8,) uint16, the difference hash; None for a photo of almost a single tone.
+        bits: (8,) uint16, the difference hash; None for an image of almost a single tone.
         content: A checksum of the file.
-        error: Why the photo cannot be read; then the others are empty.
+        error: Why the image cannot be read; then the others are empty.
     """
 
     bits: np.ndarray | None
@@ -46,7 +46,7 @@ class Fingerprint:
 
 
 def fingerprint(path: str) -> Fingerprint:
-    """Read a photo whole, so that damage is found, and take its fingerprint."""
+    """Read an image whole, so that damage is found, and take its fingerprint."""
     try:
         image = open_image(path, shrink_to=_SHRINK).convert("L")
         with open(path, "rb") as file:
@@ -66,7 +66,7 @@ def fingerprint(path: str) -> Fingerprint:
 def fingerprints(
     paths: Sequence[str], advance: Callable[[], object] = lambda: None
 ) -> list[Fingerprint]:
-    """`fingerprint` of many photos, in threads; `advance` is called after each."""
+    """`fingerprint` of many images, in threads; `advance` is called after each."""
     results = []
     with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
         try:
@@ -111,14 +111,14 @@ def near_pairs(bits: np.ndarray, distance: int = NEAR) -> np.ndarray:
 
 
 def groups(prints: Sequence[Fingerprint]) -> tuple[np.ndarray, list[list[int]]]:
-    """Gather photos that are the same, or nearly.
+    """Gather images that are the same, or nearly.
 
     Args:
-        prints: Of photos that could be read.
+        prints: Of images that could be read.
 
     Returns:
-        For each photo the number of its group (a group may be a single photo); and the groups of
-        photos whose files are identical, those of two and more.
+        For each image the number of its group (a group may be a single image); and the groups of
+        images whose files are identical, those of two and more.
     """
     parent = list(range(len(prints)))
     first: dict[bytes, int] = {}
@@ -128,7 +128,7 @@ def groups(prints: Sequence[Fingerprint]) -> tuple[np.ndarray, list[list[int]]]:
         if same != index:
             _join(parent, same, index)
             identical.setdefault(same, [same]).append(index)
-    # Equal fingerprints are joined at once: a photo that is there a thousand times would otherwise
+    # Equal fingerprints are joined at once: an image that is there a thousand times would otherwise
     # give half a million pairs.
     unique: dict[bytes, int] = {}
     for index, item in enumerate(prints):
@@ -146,7 +146,7 @@ def groups(prints: Sequence[Fingerprint]) -> tuple[np.ndarray, list[list[int]]]:
 
 
 def gather(numbers: Iterable[int]) -> list[list[int]]:
-    """The groups of two and more photos, as lists of indices, from each photo's group number."""
+    """The groups of two and more images, as lists of indices, from each image's group number."""
     found: dict[int, list[int]] = {}
     for index, number in enumerate(numbers):
         found.setdefault(int(number), []).append(index)

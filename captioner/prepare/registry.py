@@ -1,22 +1,23 @@
-"""The public data sets: which files they are made of, where these lie, how large they are.
+"""The public data sets: their archives, sizes and addresses, and `FileIndex` to find files on disk.
 
-Sizes and checksums are those of the original files; where one is not known it is None, never a
-guess. An address may die: every one can be replaced (`addresses`), and a file from elsewhere that
-has the same checksum is the same file.
+Sizes and checksums are those of the original files; one that is not known is None, never a guess.
+Addresses may die: each can be replaced (`addresses`), and a file from elsewhere with the same
+checksum is the same file.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, DataError
 
 DOWNLOADS = "downloads"
-"""Folder under the root for the archives; they are not needed any more once unpacked."""
+"""Folder under the root for the archives, which are not needed once they are unpacked."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Archive:
 
     Attributes:
         name: File name.
-        url: Where it lies.
+        url: Its original address.
         size: Bytes, if known exactly.
         digest: `md5:` or `sha256:` and the hexadecimal checksum, if known.
-        pattern: Files that it unpacks to, `folder/*.jpg`, and
-        count: how many of them there are: that many on disk, and it is unpacked.
+        pattern: The files that it unpacks to, such as `folder/*.jpg`.
+        count: How many these are; with that many on disk it counts as unpacked.
         into: Folder under the root to unpack into.
     """
 
@@ -43,16 +44,16 @@ class Archive:
 
     @property
     def key(self) -> str:
-        """What `--url` calls it: the name without its ending."""
+        """Return its name for `--url`: the file name without its ending."""
         return Path(self.name).stem
 
     @property
     def variable(self) -> str:
-        """The environment variable that replaces its address."""
+        """Return the environment variable that replaces its address."""
         return "CAPTIONER_URL_" + re.sub(r"\W", "_", self.key).upper()
 
     def describe(self) -> str:
-        """Size and checksum for a person who gets the file elsewhere."""
+        """Return size and checksum for a person who gets the file elsewhere."""
         size = "size not known" if self.size is None else f"{self.size:,} bytes"
         return f"{size}, {self.digest.replace(':', ' ') if self.digest else 'no known checksum'}"
 
@@ -148,14 +149,14 @@ ARCHIVES: Mapping[str, tuple[Archive, ...]] = {
 }
 """What each set is downloaded from, small files first."""
 
-PHOTOS_ON_REQUEST = (
+IMAGES_ON_REQUEST = (
     "the photos of Flickr30k are given on request, for research and teaching: ask at"
     " https://shannon.cs.illinois.edu/DenotationGraph/, unpack what you get anywhere"
 )
 
 
 def addresses(archives: Iterable[Archive], given: Iterable[str] = ()) -> dict[str, str]:
-    """Where to get each archive: `--url`, else the environment, else the original place.
+    """Return where to get each archive: `--url`, else the environment, else the original address.
 
     Args:
         archives: Those of the data set.
@@ -182,3 +183,72 @@ def addresses(archives: Iterable[Archive], given: Iterable[str] = ()) -> dict[st
                 f"{name}: {url!r} is no http or https address; use --from for files on disk"
             )
     return urls
+
+
+class FileIndex:
+    """The files of some folders and all their subfolders, by name.
+
+    Hidden files and folders are left out. Links to folders are followed, each folder once.
+
+    Args:
+        folders: Where to look, those that matter most first; absent ones are skipped.
+
+    Attributes:
+        folders: Those that exist.
+
+    Raises:
+        DataError: None of them exists.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        given = list(folders)
+        self.folders = [folder for folder in given if folder.is_dir()]
+        if not self.folders:
+            raise DataError(f"no folder {', '.join(str(folder) for folder in given)}")
+        self._by_name: dict[str, list[str]] = {}
+        visited: set[tuple[int, int]] = set()
+        for folder in self.folders:
+            for place, folders_in_it, names in os.walk(folder, followlinks=True):
+                status = os.stat(place)
+                if (status.st_dev, status.st_ino) in visited:
+                    folders_in_it.clear()
+                    continue
+                visited.add((status.st_dev, status.st_ino))
+                folders_in_it[:] = sorted(n for n in folders_in_it if not n.startswith("."))
+                for name in names:
+                    if not name.startswith("."):
+                        self._by_name.setdefault(name, []).append(os.path.join(place, name))
+
+    def find(self, *names: str) -> str | None:
+        """Return the path of the first of several names that exists.
+
+        Args:
+            names: File names; folders before the name (`val2014/a.jpg`) are preferred where
+                several files have it, and otherwise do not matter.
+        """
+        for name in names:
+            paths = self._by_name.get(os.path.basename(name))
+            if paths:
+                tail = os.sep + os.path.normpath(name)
+                return next((path for path in paths if path.endswith(tail)), paths[0])
+        return None
+
+    def match(self, pattern: str) -> list[str]:
+        """Return the paths that end in a pattern such as `train2014/*.jpg`, sorted."""
+        whole = re.compile(fnmatch.translate("*/" + pattern))
+        last = re.compile(fnmatch.translate(pattern.rpartition("/")[2]))
+        return sorted(
+            path
+            for name, paths in self._by_name.items()
+            if last.match(name)
+            for path in paths
+            if whole.match(path.replace(os.sep, "/"))
+        )
+
+
+def relative_to(path: str, root: Path) -> str:
+    """Return a path as a caption file in `root` names it: relative below `root`, else absolute."""
+    absolute, base = os.path.abspath(path), os.path.abspath(root)
+    if absolute.startswith(os.path.join(base, "")):
+        return os.path.relpath(absolute, base).replace(os.sep, "/")
+    return absolute

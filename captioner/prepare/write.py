@@ -12,7 +12,7 @@ from pathlib import Path
 from captioner.data.annotations import Example
 from captioner.data.fields import some
 from captioner.errors import DataError
-from captioner.prepare.file_index import FileIndex, relative_to
+from captioner.prepare.registry import FileIndex, relative_to
 from captioner.utils.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,8 @@ class Version:
 
     Attributes:
         name: `karpathy`, `official`, ...: the file is `captions_NAME.jsonl`.
-        examples: Photos with captions and splits; `image` is a file name, yet to be found.
-        expected: Photos in each split of the complete set.
+        examples: Images with captions and splits; `image` is a file name, yet to be found.
+        expected: Images in each split of the complete set.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Written:
 
     Attributes:
         path: The file.
-        photos: How many in each split.
+        images: How many in each split.
         captions: How many in all.
     """
 
@@ -56,16 +56,16 @@ class Written:
 def write_versions(
     versions: Iterable[Version], index: FileIndex, root: Path, *, partial: bool = False
 ) -> list[Written]:
-    """Find the photos and write `captions_NAME.jsonl` into `root` for each version.
+    """Find the images and write `captions_NAME.jsonl` into `root` for each version.
 
     Args:
         versions: What to write.
-        index: Where the photos are.
+        index: Where the images are.
         root: Folder of the data set.
         partial: Take what is there of an incomplete set; else it is an error.
 
     Raises:
-        DataError: Photos or captions are missing, and `partial` is off or nothing is left.
+        DataError: Images or captions are missing, and `partial` is off or nothing is left.
     """
     ready: list[tuple[Version, list[Example]]] = []
     lacks: dict[str, None] = {}  # in order, each once
@@ -94,9 +94,9 @@ def write_versions(
 
 
 def write_captions(path: Path, examples: Sequence[Example]) -> Written:
-    """Write photos with captions as JSONL, which `read_captions` reads; whole or not at all.
+    """Write images with captions as JSONL, which `read_captions` reads; whole or not at all.
 
-    Photos below the file's folder are named relative to it, others by their absolute path.
+    Images below the file's folder are named relative to it, others by their absolute path.
 
     Args:
         path: The file.
@@ -120,18 +120,18 @@ def write_captions(path: Path, examples: Sequence[Example]) -> Written:
 
 
 def count_splits(examples: Iterable[Example]) -> dict[str, int]:
-    """Photos in each split, in the usual order."""
+    """Images in each split, in the usual order."""
     counts = Counter(example.split for example in examples)
     order = dict.fromkeys(["train", "val", "test", *sorted(counts)])
     return {name: counts[name] for name in order if counts[name]}
 
 
 def _find_photos(examples: Iterable[Example], index: FileIndex) -> tuple[list[Example], list[str]]:
-    """The examples with paths, and the names of photos that are not there."""
+    """The examples with paths, and the names of images that are not there."""
     found, lost = [], []
     for example in examples:
         names = [example.image]
-        if isinstance(example.image_id, int):  # COCO names the same photo in three ways
+        if isinstance(example.image_id, int):  # COCO names the same image in three ways
             number = f"{example.image_id:012}.jpg"
             names += [number, f"COCO_train2014_{number}", f"COCO_val2014_{number}"]
         path = index.find(*names)

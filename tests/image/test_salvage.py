@@ -169,5 +169,8 @@ def test_other_files_are_named_with_what_to_do(content, said, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ImageError, match=said):
         open_image(path)
+
+
+def test_a_web_address_is_named_with_what_to_do():
     with pytest.raises(ImageError, match="a web address: download"):
         open_image("https://example.org/a.jpg")

@@ -7,9 +7,14 @@ import pytest
 from captioner.cli import main as cli
 from captioner.data.annotations import read_captions
 from captioner.errors import DataError
-from captioner.prepare.coco import coco_versions, karpathy_ids, karpathy_split
-from captioner.prepare.file_index import FileIndex
-from captioner.prepare.flickr import flickr_versions, read_token_file
+from captioner.prepare.public_sets import (
+    coco_versions,
+    flickr_versions,
+    karpathy_ids,
+    karpathy_split,
+    read_token_file,
+)
+from captioner.prepare.registry import FileIndex
 from captioner.prepare.write import write_versions
 
 VAL, TEST, RESTVAL, TRAIN = 184613, 391895, 522418, 9  # COCO ids of each kind
