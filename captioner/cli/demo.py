@@ -17,13 +17,17 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     text = "default: the shipped model; given several times, the page lets you choose"
     add("-m", "--model", action="append", default=[], metavar="FILE", help=text)
-    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (%(default)s, for this machine alone)",
+    )
     add("--port", type=int, metavar="N", help="default: the first free one from 7860")
     text = "ask visitors for it; also read from the environment: CAPTIONER_DEMO_AUTH"
     add("--auth", metavar="NAME:PASSWORD", help=text)
     text = "where a proxy serves the page: its full address, https://example.com/captioner"
     add("--root-path", metavar="URL", help=text)
-    add("--queue", type=int, default=32, metavar="N", help="visitors that may wait (32)")
+    add("--queue", type=int, default=32, metavar="N", help="visitors that may wait (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--open", action="store_true", help="open the page in a browser")
     add("--mcp", action="store_true", help="also serve the endpoints as tools for agents (MCP)")

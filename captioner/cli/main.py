@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _replace_closed_streams()
-    parser, commands = _build_parser()
+    parser, commands = build_parser()
     arguments = argparse.Namespace()
     try:
         if not argv:
@@ -239,14 +239,17 @@ _EXAMPLES = {
 }
 
 
-def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Return the parser of the program, and those of the commands by name."""
     parser = _Parser(
         prog="captioner",
         description="Describe photos in a sentence, and see what each word looked at.",
         epilog="See captioner COMMAND --help for the options of a command.",
     )
-    parser.add_argument("--version", action="version", version=f"captioner {__version__}")
+    text = "print the version"
+    parser.add_argument(
+        "--version", action="version", version=f"captioner {__version__}", help=text
+    )
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(name: str, run: Callable[..., int], help: str, level: int = logging.WARNING) -> Any:
@@ -277,7 +280,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     plot = add("plot", _plot, "draw the curves of training runs side by side")
     plot.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its log.jsonl")
     plot.add_argument(
-        "-o", "--output", default="curves.png", metavar="FILE", help="PNG or SVG file (curves.png)"
+        "-o", "--output", default="curves.png", metavar="FILE", help="PNG or SVG file (%(default)s)"
     )
     add_evaluate_arguments(
         add("evaluate", _evaluate, "score a model, or a file of captions, on captioned photos")

@@ -100,7 +100,8 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         const=300,
         default=0,
         metavar="N",
-        help="delete the attended places of N photos (300): how much less likely is the word?",
+        help="delete the attended places of N photos (%(const)s): how much less likely is the "
+        "word?",
     )
     add("--json", metavar="FILE", help="write all figures and the scores of each photo here")
     add("--results-out", metavar="FILE", help="write the captions here, as COCO results")
@@ -115,7 +116,13 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     add("a", metavar="A", help="output of evaluate --json; with --references a file of captions")
     add("b", metavar="B", help="the same for the other model")
     _add_reference_arguments(parser, required=False)
-    add("--seed", type=int, default=0, metavar="N", help="seed of the random resamples (0)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the random resamples (%(default)s)",
+    )
     add("--json", metavar="FILE", help="write all figures here")
 
 
@@ -134,7 +141,13 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     text = "default: the shipped model; given several times, the models caption together"
     add("-m", "--model", action="append", metavar="FILE", help=text)
-    add("--batch-size", type=_positive, default=32, metavar="N", help="photos at a time (32)")
+    add(
+        "--batch-size",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="photos at a time (%(default)s)",
+    )
     add(
         "--backend",
         default="auto",
@@ -150,16 +163,28 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_search_arguments(parser: argparse.ArgumentParser, num_captions: bool = False) -> None:
     """Declare the decoding options, which say how the captions of a photo are found."""
     add = parser.add_argument_group("decoding").add_argument
+    default = DecodingOptions()  # the command line passes on only what was given
     if num_captions:
-        add("--num-captions", type=_positive, metavar="N", help="captions per photo (1)")
-    add("--beam", type=_positive, metavar="K", help="beam width (3); 1 is greedy search")
-    add("--min-length", type=_positive, metavar="N", help="fewest words (1)")
-    add("--max-length", type=_positive, metavar="N", help="most words (24)")
+        add(
+            "--num-captions",
+            type=_positive,
+            metavar="N",
+            help=f"captions per photo ({default.num_captions})",
+        )
+    add(
+        "--beam",
+        type=_positive,
+        metavar="K",
+        help=f"beam width ({default.beams}); 1 is greedy search",
+    )
+    add("--min-length", type=_positive, metavar="N", help=f"fewest words ({default.min_length})")
+    add("--max-length", type=_positive, metavar="N", help=f"most words ({default.max_length})")
     add(
         "--length-penalty",
         type=_penalty,
         metavar="A",
-        help="above 0 favours longer captions (0); 'average' ranks by the mean over the words",
+        help=f"above 0 favours longer captions ({default.length_penalty:g}); 'average' ranks by the "
+        "mean over the words",
     )
     add("--no-repeat-ngram", type=_positive, metavar="N", help="no N words in a row occur twice")
     add("--ban", action="append", metavar="WORD", help="never use this word; repeatable")
@@ -172,10 +197,11 @@ def _add_search_arguments(parser: argparse.ArgumentParser, num_captions: bool = 
         help="search in G groups of beams that avoid each other's words",
     )
     add("--sample", action="store_true", default=None, help="draw words by their probability")
-    add("--temperature", type=float, metavar="T", help="below 1 draws likely words more often (1)")
+    text = f"below 1 draws likely words more often ({default.temperature:g})"
+    add("--temperature", type=float, metavar="T", help=text)
     add("--top-k", type=_positive, metavar="K", help="draw among the K likeliest words")
     add("--top-p", type=float, metavar="P", help="draw among the likeliest words of probability P")
-    text = "random seed of --sample (0); the draws for a photo do not depend on other photos"
+    text = f"seed of --sample ({default.seed}); the draws for a photo do not depend on other photos"
     add("--seed", type=int, metavar="N", help=text)
     add(
         "--mbr",

@@ -1,36 +1,27 @@
 """Everything that `scripts/bad_inputs.py` thinks of is captioned or reported, in bounded memory."""
 
 import csv
-import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.scripts import load_script
 from helpers.tiny_files import environment
 
 from captioner.cli import main as cli
 
 GIGABYTE = 1024**3
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes, links and odd names need POSIX")
-
-
-def load(path):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """The folder and the names of what is in it."""
     folder = tmp_path_factory.mktemp("corpus") / "files"
-    return folder, load(SCRIPTS / "bad_inputs.py").make(folder)
+    return folder, load_script("scripts/bad_inputs.py").make(folder)
 
 
 def check(captioned, failed, names):
@@ -50,7 +41,7 @@ def test_the_command_survives_all_of_it(corpus, model, tmp_path):
     folder, names = corpus
     command = [sys.executable, "-m", "captioner", "caption", str(folder), "--model", str(model)]
     command += ["-o", str(tmp_path / "out.jsonl"), "--errors", str(tmp_path / "bad.jsonl")]
-    measure = load(SCRIPTS.parent / "benchmarks" / "memory.py").measure
+    measure = load_script("benchmarks/memory.py").measure
     with open(tmp_path / "stderr", "wb") as errors:
         status, peak = measure([*command, "--workers", "8"], stderr=errors, env=environment())
     said = (tmp_path / "stderr").read_text()

@@ -51,7 +51,7 @@ def test_version_and_unknown_commands(capsys):
 
 
 def test_help_shows_examples_that_can_be_run():
-    for name, command in cli._build_parser()[1].items():
+    for name, command in cli.build_parser()[1].items():
         lines = [
             line for line in command.format_help().splitlines() if line.startswith("  captioner")
         ]
