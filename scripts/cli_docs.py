@@ -18,8 +18,9 @@ HEAD = """# Command line
 <!-- Made by scripts/cli_docs.py from the parsers: change the help texts there. -->
 
 `captioner COMMAND --help` prints the same. Data goes to standard output; the progress bar,
-warnings, errors and summaries go to standard error. Exit status: 0 success, 1 some images failed, 2 wrong
-usage or unusable input, 130 Ctrl-C, 141 the reader of a pipe is gone.
+warnings, errors and summaries go to standard error. Exit status:
+0 success, 1 some images failed, 2 wrong usage or unusable input, 130 Ctrl-C, 141 the reader of a
+pipe is gone.
 """
 
 

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.backends.onnx import export_path
 from captioner.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export(arguments: argparse.Namespace) -> int:
     """Run `captioner export`."""
+    from captioner.backends.onnx import export_path
+
     model = Path(arguments.model)
     output = Path(arguments.output) if arguments.output else export_path(model)
     if output.is_dir():

@@ -183,8 +183,8 @@ def _add_search_arguments(parser: argparse.ArgumentParser, num_captions: bool = 
         "--length-penalty",
         type=_penalty,
         metavar="A",
-        help=f"above 0 favours longer captions ({default.length_penalty:g}); 'average' ranks by the "
-        "mean over the words",
+        help=f"above 0 favours longer captions ({default.length_penalty:g}); 'average' ranks by "
+        "the mean over the words",
     )
     add("--no-repeat-ngram", type=_positive, metavar="N", help="no N words in a row occur twice")
     add("--ban", action="append", metavar="WORD", help="never use this word; repeatable")

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 from helpers.scripts import load_script
