@@ -87,12 +87,15 @@ class Run:
 def server():
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs /proc")
+    variables = environment()
+    tests = str(Path(__file__).parents[1])  # where this file, run as a program, finds its helpers
+    variables["PYTHONPATH"] += os.pathsep + tests
     process = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=variables,
     )
     yield process
     process.communicate()
