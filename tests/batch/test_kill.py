@@ -115,7 +115,7 @@ def start(server, model, tmp_path, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize(("name", "most"), [("out.jsonl", 20), ("out.csv", 8), ("out.json", 8)])
+@pytest.mark.parametrize(("name", "most"), [("out.jsonl", 10), ("out.csv", 6), ("out.json", 6)])
 def test_kills_at_random_moments(start, name, most):
     rng = random.Random(name)
     assert start(f"whole-{name}", "--errors", "whole.errors").wait()[0] == 1
