@@ -1,7 +1,7 @@
 """Batches of images x captions: the dataset, the collate and the loader.
 
-Everything random is a pure function of (seed, epoch, image), so neither the number of workers nor
-an interruption nor the number of processes changes what a training sees:
+Everything random is a pure function of (seed, epoch, image): interruptions and the numbers of
+workers and processes do not change what a training sees.
 
     dataset = CaptionDataset(examples, vocabulary, cache=cache, mirror=True)
     sampler = LengthAwareSampler(dataset.lengths, batch_size=16)
@@ -36,8 +36,8 @@ from captioner.data.annotations import Example
 from captioner.data.features import FeatureCache
 from captioner.data.sampler import Key, LengthAwareSampler
 from captioner.errors import DataError, ImageError
-from captioner.image.io import Preprocess, open_image
-from captioner.image.transforms import Augmentation
+from captioner.image.io import open_image
+from captioner.image.transforms import Augmentation, Preprocess
 from captioner.tokenizer import Vocabulary, tokenize
 
 logger = logging.getLogger(__name__)
@@ -67,16 +67,16 @@ class CaptionBatch:
     indices: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> CaptionBatch:
-        """The batch on a device."""
+        """Return the batch on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def split(self, parts: int) -> list[CaptionBatch]:
-        """The batch in up to `parts` parts of equal size, dealt out like cards."""
+        """Split the batch into at most `parts` parts; part p takes items p, p + parts, ..."""
         parts = min(parts, len(self.indices))
         return [self._map(itemgetter(slice(part, None, parts))) for part in range(parts)]
 
     def pin_memory(self) -> CaptionBatch:
-        """The batch in page-locked memory (called by the DataLoader)."""
+        """Return the batch in page-locked memory (called by the DataLoader)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> CaptionBatch:
@@ -91,10 +91,10 @@ class CaptionBatch:
 
 @dataclass
 class CaptionItem:
-    """One image of a batch, and its captions' word ids.
+    """One image of a batch with its captions as word ids.
 
-    The image is `image`, (S, S, 3) uint8, or a view in `cache`, which `collate` reads at once for
-    the whole batch.
+    Pixels are in `image`, (S, S, 3) uint8, or features in a view of `cache`, which `collate` reads
+    for the whole batch at once.
     """
 
     image: np.ndarray | None
@@ -108,22 +108,22 @@ class CaptionItem:
 class CaptionDataset(Dataset[CaptionItem]):
     """Images (or their cached features) with captions as word ids.
 
-    Items are asked for by (epoch, index) as the sampler gives it, or by index alone (epoch 0).
+    Items are indexed by (epoch, index) as the sampler yields it, or by index alone (epoch 0).
 
     Args:
         examples: The images and captions.
         vocabulary: Turns words into ids.
-        captions_per_image: C; of an image with more captions, C are drawn anew in each epoch.
+        captions_per_image: C; for an image with more captions, each epoch draws C of them.
         max_length: Words after which a caption is cut.
-        preprocess: Read the images, at this size (normalisation is left to the device); or
-        cache: take the features from here; row i belongs to examples[i].
-        augment: Random resized crops and colour jitter; from a cache, its augmented copies.
+        preprocess: To read the images at its size; normalisation is left to the device.
+        cache: To take features from instead of images; row i belongs to examples[i].
+        augment: Random resized crops and colour jitter; with a cache, its augmented copies.
         mirror: Mirror half of the images, and swap `left` and `right` in their captions.
-        seed: Of all the draws.
+        seed: Seed of all draws.
 
     Raises:
-        DataError: Neither or both of preprocess and cache, or a cache that does not fit. Reading
-            an item raises it when the image cannot be read.
+        DataError: There are no examples, not exactly one of `preprocess` and `cache` is given, or
+            the cache does not fit. Reading an item raises it when the image cannot be read.
     """
 
     def __init__(
@@ -165,13 +165,13 @@ class CaptionDataset(Dataset[CaptionItem]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) targets of each image's longest caption: what the sampler sorts by."""
+        """Return the targets of each image's longest caption, (N,); the sampler sorts by them."""
         return self._captions.longest
 
     def references(self) -> list[list[list[int]]]:
-        """The captions of every image as word ids with END, not mirrored."""
+        """Return the captions of every image as word ids with END, not mirrored."""
         captions = (self._captions.get(index, mirrored=False) for index in range(len(self)))
-        return [[words[1:].tolist() for words in photo] for photo in captions]
+        return [[words[1:].tolist() for words in of_image] for of_image in captions]
 
     def __getitem__(self, key: Key | int) -> CaptionItem:
         epoch, index = key if isinstance(key, tuple) else (0, int(key))
@@ -191,7 +191,7 @@ class CaptionDataset(Dataset[CaptionItem]):
         return CaptionItem(image, self.cache, view, captions, count, index)
 
     def _read_image(self, index: int, mirrored: bool, generator: np.random.Generator) -> np.ndarray:
-        """(S, S, 3) uint8."""
+        """Read an image as (S, S, 3) uint8."""
         assert self.preprocess is not None
         augment = self.augmentation
         size = self.preprocess.size if augment is None else augment.shrink_to
@@ -236,7 +236,7 @@ def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
 
 
 class CaptionLoader(DataLoader[Any]):
-    """Batches from workers that live on over the epochs; it iterates over `CaptionBatch`.
+    """Yields `CaptionBatch`es from workers that stay alive from epoch to epoch.
 
     Raises:
         DataError: While iterating: an image cannot be read, the shared memory is full, a worker was
@@ -247,7 +247,7 @@ class CaptionLoader(DataLoader[Any]):
         try:
             yield from super().__iter__()
         except DataError as error:
-            # From a worker it comes with a page of traceback before its message.
+            # A worker's error has a traceback before its message.
             message = str(error).strip().splitlines()[-1]
             raise DataError(message.removeprefix("captioner.errors.DataError: ")) from error
         except OSError as error:  # the queues of the workers are made in /dev/shm as well
@@ -280,17 +280,17 @@ def make_loader(
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals_alone,
         timeout=_TIMEOUT if workers else 0,
-        # The loader draws a seed per epoch: not from the generator that dropout uses, or a resumed
-        # training would differ from an uninterrupted one.
+        # The loader draws a seed per epoch. Drawn from the generator that dropout uses, it would
+        # make a resumed training differ from an uninterrupted one.
         generator=torch.Generator(),
     )
 
 
 def _collate_to_share(items: Sequence[CaptionItem]) -> CaptionBatch:
-    """Collate in a worker, into the memory that it shares with the training.
+    """Collate in a worker, into memory shared with the training process.
 
-    Left to the queue, a batch that does not fit there would be lost in a thread of the worker, and
-    the training would wait for it in vain.
+    Left to the queue, a batch that does not fit into shared memory would be lost in a thread of the
+    worker, and the training would wait for it in vain.
     """
     batch = collate(items)
     try:
@@ -307,9 +307,9 @@ def _no_shared_memory(error: Exception) -> str:
 
 
 def _leave_signals_alone(_worker: int) -> None:
-    """Leave the Ctrl-C of a terminal and the SIGTERM of torchrun to the process that trains.
+    """Leave Ctrl-C and torchrun's SIGTERM, sent to a whole process group, to the training process.
 
-    They go to a whole group of processes. SIGTERM itself must work: it ends workers at exit.
+    SIGTERM sent to a worker itself must work: it ends workers at exit.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):  # not on Windows
@@ -317,7 +317,7 @@ def _leave_signals_alone(_worker: int) -> None:
 
 
 class _EncodedCaptions:
-    """All captions as START, word ids, END; flat arrays, which forked workers share untouched."""
+    """All captions as START, word ids, END, in flat arrays that forked workers share."""
 
     def __init__(
         self, examples: Sequence[Example], vocabulary: Vocabulary, max_length: int, mirrored: bool
@@ -357,5 +357,5 @@ class _EncodedCaptions:
 
 
 def mirror_words(words: Sequence[str]) -> list[str]:
-    """The words of a caption after its image was mirrored: left and right swapped."""
+    """Swap left and right in the words of a caption, for its mirrored image."""
     return ["-".join(_MIRROR.get(part, part) for part in word.split("-")) for word in words]

@@ -37,8 +37,8 @@ from captioner.data.feature_cache import (
     stage_path,
 )
 from captioner.errors import DataError, ImageError
-from captioner.image.io import Preprocess, open_image
-from captioner.image.transforms import Augmentation
+from captioner.image.io import open_image
+from captioner.image.transforms import Augmentation, Preprocess
 from captioner.utils.files import exclusive_lock
 from captioner.utils.parallel import map_ahead
 

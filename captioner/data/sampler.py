@@ -1,6 +1,6 @@
-"""A sampler of batches: length-aware, seeded, resumable, shardable over processes.
+"""Sample batches: length-aware, seeded, resumable, split over processes.
 
-N images; a batch is a list of (epoch, index) keys, so that persistent workers learn the epoch.
+A batch is a list of (epoch, index) keys, so that persistent workers know the epoch.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from torch.utils.data import Sampler
 from captioner.errors import DataError
 
 Key = tuple[int, int]
-"""(epoch, index of the image): what the sampler gives to the dataset."""
+"""(epoch, index of the image), the dataset's key of an item."""
 
-_POOL = 64  # batches that are sorted together: enough to save padding, few enough to stay random
+_POOL = 64  # batches sorted together: enough to save padding, few enough to stay random
 
 
 class LengthAwareSampler(Sampler[list[Key]]):
-    """Batches of images whose captions have similar lengths, so that little is padding.
+    """Batches of images whose captions have similar lengths, to save padding.
 
     The images are shuffled, sorted by length within pools of many batches, cut into batches, and
     the batches are shuffled. Each epoch visits each image once; batch sizes differ by one at most
-    (there is no tiny last batch). With several processes the global batch, of
-    `batch_size * world_size` images, is built first and then dealt out to the ranks: N processes
-    see the same global batches as a single one with N times the batch size.
+    (there is no tiny last batch). With several processes, global batches of
+    `batch_size * world_size` images are built first and then split over the ranks: N processes see
+    the same global batches as a single one with N times the batch size.
 
-    Iterating is a pure function of (seed, epoch, batch); it starts at `batch`, the number of
-    batches that the trainer has consumed in this epoch and reported by `advance()` (what workers
-    have prefetched does not count).
+    Iteration is a pure function of (seed, epoch, batch). It starts at `batch`, the number of
+    batches of this epoch that the trainer has reported by `advance()`; batches that workers have
+    prefetched do not count.
 
     Args:
         lengths: One length per image, for example `CaptionDataset.lengths`.
         batch_size: Images per batch and process.
-        seed: Of the order.
-        rank: This process.
+        seed: Seed of the order.
+        rank: Rank of this process.
         world_size: Number of processes.
 
     Raises:
-        DataError: Too few images to give each process one in each batch.
+        DataError: There are too few images for every process to get one in each batch.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class LengthAwareSampler(Sampler[list[Key]]):
             )
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, for each process alike."""
+        """Return the number of batches in an epoch, the same for all processes."""
         return math.ceil(len(self.lengths) / self.global_batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
         for batch in self.global_batches(epoch)[self.batch :]:
-            # Dealt out like cards, since the images of a batch are sorted by length.
+            # Every world_size-th image: the images of a batch are sorted by length.
             yield [(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
 
     def global_batches(self, epoch: int) -> list[np.ndarray]:
-        """All batches of an epoch before they are dealt out to the ranks: arrays of indices."""
+        """Return all batches of an epoch as arrays of indices, before the split over ranks."""
         generator = np.random.default_rng([self.seed, epoch])
         order = generator.permutation(len(self.lengths))
         # As even as possible: batch sizes differ by one at most.
@@ -91,16 +91,16 @@ class LengthAwareSampler(Sampler[list[Key]]):
         return [batches[place] for place in generator.permutation(len(batches))]
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; the epoch one is in keeps its position."""
+        """Go to the beginning of an epoch; in the current epoch, keep the position."""
         if epoch != self.epoch:
             self.epoch, self.batch = epoch, 0
 
     def advance(self, batches: int = 1) -> None:
-        """Tell that the trainer has consumed a batch of this epoch."""
+        """Record that the trainer has consumed batches of this epoch."""
         self.batch += batches
 
     def state_dict(self) -> dict[str, int]:
-        """The position (the same for all ranks) and what it is valid for."""
+        """Return the position (the same for all ranks) and the settings it is valid for."""
         return {
             "epoch": self.epoch,
             "batch": self.batch,

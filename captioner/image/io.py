@@ -1,8 +1,7 @@
 """Open any image safely: path, bytes, PIL image or array -> upright 8-bit RGB.
 
 Whatever is wrong with an image becomes one `ImageError` whose single line names the file and the
-reason, so that a run over millions of files can report each bad one and go on. `Preprocess` and the
-grid geometry of `captioner.image.transforms` can be imported from here as well.
+reason, so that a run over millions of files can report each bad one and continue.
 """
 
 from __future__ import annotations
@@ -24,26 +23,16 @@ from PIL import Image
 from captioner.errors import ImageError
 from captioner.image.pixels import grey_16_to_8_bits, upright_rgb
 from captioner.image.salvage import close_jpeg, count_scans, without_metadata
-from captioner.image.transforms import Preprocess, grid_to_image
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "ImageSource",
-    "Preprocess",
-    "grid_to_image",
-    "open_image",
-]
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray | Mapping[str, Any]"
 )
 
 MAX_PIXELS = 178_956_970
-"""Most pixels an image may declare (the bound at which Pillow itself refuses)."""
+"""Most pixels that an image may declare: the number at which Pillow itself refuses."""
 
 # Decoders that hold several copies of the image, 15 to 20 bytes a pixel where others hold 4.
-_HUNGRY = ("WEBP", "AVIF", "HEIF")
+_MEMORY_HEAVY = ("WEBP", "AVIF", "HEIF")
 _MAX_BYTES = 1 << 28  # of a file that they read whole
 _MAX_SCANS = 100  # of a progressive JPEG; the usual number is 10
 _PLANAR, _BITS = 284, 258  # TIFF tags
@@ -82,8 +71,8 @@ def open_image(
             megapixels; beyond, they are averaged down to no less than three times this side.
 
     Raises:
-        ImageError: In one line: the image's name and why it cannot be used. Damaged and truncated
-            files are refused too: a half-grey image would get a confident wrong caption.
+        ImageError: The image cannot be used; one line names it and the reason. Damaged and
+            truncated files are refused too: a half-grey image would get a confident wrong caption.
     """
     try:
         plain = _plain(source)
@@ -157,7 +146,7 @@ def _refuse_separate_planes(image: Image.Image) -> None:
 
 
 def _name(source: object) -> str:
-    """What to call the source in a message: one printable line, whatever the file is called."""
+    """Return a name of the source for messages: one printable line, whatever the file's name."""
     if isinstance(source, Mapping):
         source = source.get("path") or source.get("bytes")
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -171,7 +160,7 @@ def _name(source: object) -> str:
 
 
 def _explain(error: Exception) -> str:
-    """One line for a person about any exception from the file system or a decoder."""
+    """Explain an exception of the file system or a decoder to a user, in one line."""
     text = " ".join(str(error).split())
     if isinstance(error, ImageError):
         return text
@@ -187,7 +176,7 @@ def _explain(error: Exception) -> str:
 
 
 def _open_stream(source: object) -> IO[bytes]:
-    """Open a path or wrap bytes; anything but a regular file is refused, not waited for."""
+    """Open a path or wrap bytes; anything but a regular file is refused at once."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         if not len(source):
             raise ImageError("no data (0 bytes)")
@@ -218,8 +207,8 @@ def _load_plugins() -> None:
 def _identify(stream: IO[bytes]) -> Image.Image:
     """Choose the decoder by content and read the header; pixels are not decoded yet.
 
-    Not `Image.open`: that warns or refuses by a process-wide limit, and answers a damaged JPEG with
-    "cannot identify". Here the limit is the caller's own and the message names the format.
+    `Image.open` would apply a process-wide limit and call a damaged JPEG unidentified. Here the
+    limit is the caller's and the message names the format.
     """
     _load_plugins()
     prefix = stream.read(16)
@@ -228,7 +217,7 @@ def _identify(stream: IO[bytes]) -> Image.Image:
         factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or accept is None or accept(prefix) is not True:
             continue
-        if name in _HUNGRY and (size := stream.seek(0, os.SEEK_END)) > _MAX_BYTES:
+        if name in _MEMORY_HEAVY and (size := stream.seek(0, os.SEEK_END)) > _MAX_BYTES:
             raise ImageError(f"too large for a {name} picture: {size:,} bytes")
         stream.seek(0)
         try:
@@ -247,7 +236,7 @@ def _identify(stream: IO[bytes]) -> Image.Image:
 
 
 def describe_foreign_file(head: bytes) -> str | None:
-    """Say what a file is that is neither an image nor text, and what to do; None if unknown.
+    """Say what a file of another kind is and what to do about it; None if unknown.
 
     Args:
         head: Its first 512 bytes.
@@ -272,17 +261,17 @@ class _DamagedError(ImageError):
 
 
 def _damaged(format_name: str | None, error: Exception) -> ImageError:
-    """The error for a file that a decoder gave up on."""
+    """Return the error for a file that a decoder gave up on."""
     if isinstance(error, (MemoryError, Image.DecompressionBombError)):
         return ImageError(_explain(error))
     return _DamagedError(f"damaged or truncated {format_name or 'image'} data ({_explain(error)})")
 
 
 class _Room:
-    """Keeps what the threads of this process decode at a time within memory.
+    """Bounds the memory of all threads that decode images at the same time.
 
     Args:
-        pixels: That may be in work together. An image that is larger waits until it is alone.
+        pixels: Pixels that may be decoded together. A larger image waits until it is alone.
     """
 
     def __init__(self, pixels: int):
@@ -308,10 +297,10 @@ _room = _Room(_AT_ONCE)
 
 
 def _pixels_to_decode(image: Image.Image, max_pixels: int, shrink_to: int | None) -> int:
-    """How many pixels a decoder will hold, in images of 4 bytes a pixel."""
+    """Return how many pixels, of 4 bytes each, a decoder will hold in memory."""
     width, height = image.size
     progressive = "progressive" in image.info  # such a decoder collects the whole image
-    if image.format in _HUNGRY or (progressive and image.mode == "CMYK"):
+    if image.format in _MEMORY_HEAVY or (progressive and image.mode == "CMYK"):
         _check_size(width, height, min(max_pixels, max(max_pixels, MAX_PIXELS) // 3))
         return 4 * width * height
     if image.format not in ("JPEG", "MPO") or progressive:
@@ -333,7 +322,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _check_scans(stream: IO[bytes]) -> None:
     """Refuse a JPEG of a few kilobytes that would keep the decoder busy for hours.
 
-    It goes through the whole image once for each scan, however empty the scan is.
+    The decoder goes through the whole image once for each scan, however empty the scan is.
     """
     position = stream.tell()
     scans = count_scans(stream)
@@ -347,7 +336,7 @@ def _decode(image: Image.Image, max_pixels: int, shrink_to: int | None) -> Image
     _check_size(*image.size, max_pixels)
     try:
         if shrink_to is not None:
-            # The square holds for either orientation, so EXIF rotation needs no second thought.
+            # A square bound is valid before and after EXIF rotation.
             image.draft(None, (max(1, shrink_to), max(1, shrink_to)))
         image.load()
     except Exception as error:
@@ -356,7 +345,11 @@ def _decode(image: Image.Image, max_pixels: int, shrink_to: int | None) -> Image
 
 
 def _from_array(array: np.ndarray, max_pixels: int) -> Image.Image:
-    """Make an L, RGB or RGBA image from an array, or say what is wrong with the array."""
+    """Make an L, RGB or RGBA image from an array.
+
+    Raises:
+        ImageError: The array has another shape or type, or values out of range.
+    """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     elif array.ndim == 3 and array.shape[2] not in (3, 4) and array.shape[0] in (1, 3, 4):

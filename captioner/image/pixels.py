@@ -1,4 +1,4 @@
-"""Decoded images of any Pillow mode as upright 8-bit RGB, without many times their memory."""
+"""Convert decoded images of any Pillow mode to upright 8-bit RGB in little memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _UPRIGHT = {
 
 
 def upright_rgb(image: Image.Image, shrink_to: int | None) -> Image.Image:
-    """A new RGB image of a decoded one, turned as its EXIF block says.
+    """Return a decoded image as a new RGB image, turned as its EXIF block says.
 
-    The block is read after decoding, when TIFF has turned itself and PNG has met a late eXIf chunk;
-    a damaged one is ignored.
+    The block is read after decoding: by then Pillow has turned a TIFF itself and read an eXIf chunk
+    at the end of a PNG. A damaged block is ignored.
     """
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -36,9 +36,9 @@ def upright_rgb(image: Image.Image, shrink_to: int | None) -> Image.Image:
 
 
 def _to_rgb_in_tiles(image: Image.Image, shrink_to: int | None) -> Image.Image:
-    """`_to_rgb` of a small piece at a time, and averaged down if `shrink_to` lets it.
+    """Convert a small piece at a time, averaged down as far as `shrink_to` allows.
 
-    Whole, the steps between would take up to five times the memory of the image itself.
+    At once, the intermediate steps would take up to five times the memory of the image itself.
     """
     width, height = image.size
     factor = max(1, min(width, height) // (3 * shrink_to)) if shrink_to else 1
@@ -63,7 +63,7 @@ def _to_rgb(image: Image.Image, extremes: tuple[float, float] | None = None) -> 
 
     Args:
         image: The image.
-        extremes: Least and greatest value of modes I and F, if not those of this image.
+        extremes: Least and greatest value for modes I and F; None takes those of this image.
     """
     if _is_deep(image):
         low, high = extremes or _extremes(image)
@@ -97,8 +97,8 @@ def _extremes(image: Image.Image) -> tuple[float, float]:
 def _grey_to_8_bits(values: np.ndarray, mode: str, low: float, high: float) -> np.ndarray:
     """Scale a 32-bit or float greyscale image to uint8.
 
-    The modes I and F do not say what white is, so it is the first of 1 (F only), 255 and 65535 that
-    the values stay below; values outside all of these are stretched.
+    The modes I and F do not say which value is white: it is the first of 1 (F only), 255 and 65535
+    that no value exceeds. Values outside 0..65535 are stretched to the full range.
     """
     if low < 0 or high > 65535:
         values, white = values - low, (high - low) or 1.0

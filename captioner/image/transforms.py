@@ -1,8 +1,8 @@
 """Shape an image for an encoder, and map the encoder's grid cells back onto the image.
 
-The whole image is resized, uncropped, to the encoder's square. Nothing is cut off, so the model
-sees all of it, and row r, column c of an (H, W) feature grid covers a plain fraction of the image:
-`grid_to_image` is the exact inverse.
+The whole image is resized, uncropped, to the encoder's square. So the model sees all of it, and
+each cell of an (H, W) feature grid covers the same share of the image; `grid_to_image` is the exact
+inverse.
 
 Shapes: B batch, S side of the encoder's square, H x W feature grid.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 _AREA = (0.6, 1.0)  # of a crop, as a share of the image
-_RATIO = (0.8, 1.25)  # width to height, beside the image's own
+_RATIO = (0.8, 1.25)  # width to height of a crop, relative to the image's own
 _JITTER = 0.2  # brightness, contrast and saturation change by up to this share
 _TRIES = 10
 _RESAMPLING = {
@@ -36,11 +36,11 @@ _RESAMPLING = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What an encoder expects of an image; it travels in the checkpoint with the weights.
+    """The preprocessing of an encoder, stored in the checkpoint with its weights.
 
-    The whole image is resized (antialiased, no crop, aspect ratio given up) to size x size, then
+    The whole image is resized (antialiased, no crop, aspect ratio not kept) to size x size, then
     each channel becomes (p / 255 - mean) / std. `to_uint8` and `normalize` are the two halves:
-    workers ship bytes, a quarter of the floats, and the device normalises whole batches.
+    workers send bytes, a quarter of the size of floats, and the device normalises whole batches.
 
     Attributes:
         size: Side S of the square, in pixels.
@@ -78,7 +78,7 @@ class Preprocess:
         """Resize the whole image to the square: (S, S, 3) uint8."""
         if image.mode != "RGB":
             image = image.convert("RGB")
-        # reducing_gap: very large images are box-averaged first, down to 3 times the square.
+        # reducing_gap: very large images are first averaged down to 3 times the square.
         square = image.resize(
             (self.size, self.size), _RESAMPLING[self.interpolation], reducing_gap=3.0
         )
@@ -87,7 +87,7 @@ class Preprocess:
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
         """Normalise (B, S, S, 3) uint8 to (B, 3, S, S) float32, on the batch's own device.
 
-        A contiguous batch comes out in channels_last memory order, which convolutions like best.
+        A contiguous batch becomes channels_last, the fastest memory order for convolutions.
         """
         import torch
 
@@ -97,7 +97,7 @@ class Preprocess:
         return pixels.mul_(1 / (255 * std)).sub_(mean / std)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the fields as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
@@ -105,7 +105,7 @@ class Preprocess:
         """Rebuild from `to_dict`'s result.
 
         Raises:
-            ConfigError: On missing or unknown keys and on values of the wrong kind.
+            ConfigError: Keys are missing or unknown, or a value is of the wrong kind.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"preprocessing: expected keys and values, not {values!r}")
@@ -133,27 +133,30 @@ def _three_numbers(key: str, values: Any) -> tuple[float, float, float]:
 
 
 class Augmentation:
-    """Random resized crop (Szegedy et al. 2015) and colour jitter; mirroring is the dataset's.
+    """Random resized crop (Szegedy et al. 2015) and colour jitter; the dataset mirrors images.
 
-    Hue stays: captions name colours.
+    Hue is not changed, because captions name colours.
 
     Args:
         preprocess: Of the encoder: its size and interpolation.
     """
 
     version = 1
-    """Grows when the images change that a seed gives: caches of their features are then old."""
+    """To be raised when a seed gives other images, so that caches of their features are rebuilt."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         self.preprocess = preprocess
 
     @property
     def shrink_to(self) -> int:
-        """Side to which a large image may be shrunk while it is read: a crop is enlarged again."""
+        """Return the side to which a large image may be shrunk while it is read.
+
+        It exceeds the encoder's square because crops are enlarged again.
+        """
         return self.preprocess.size * 3 // 2
 
     def __call__(self, image: Image.Image, generator: np.random.Generator) -> np.ndarray:
-        """An image, augmented: (S, S, 3) uint8."""
+        """Augment one upright RGB image: (S, S, 3) uint8."""
         from torchvision.transforms import InterpolationMode  # slow to import
         from torchvision.transforms.v2 import functional
 
@@ -172,10 +175,10 @@ class Augmentation:
 
 
 def draw_crop(width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a crop, in pixels; the whole image if none fits."""
+    """Draw left, top, width and height of a crop in pixels; the whole image if none fits."""
     for _ in range(_TRIES):
         area = width * height * generator.uniform(*_AREA)
-        # The image will be squashed into a square: a crop of the image's own shape is ratio 1.
+        # The crop is resized to a square later, so the image's own aspect ratio counts as 1.
         ratio = width / height * math.exp(generator.uniform(*np.log(_RATIO)))
         across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < across <= width and 0 < down <= height:

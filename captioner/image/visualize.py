@@ -1,16 +1,16 @@
-"""Images of attention: what the model looked at for each word. Pillow and NumPy only.
+"""Draw attention maps over an image, with Pillow and NumPy only.
 
 `overlay` lays one map over the image, `word_strip` shows image and words as a sheet of panels,
 `animate` plays the sentence word by word. Maps are (H, W) arrays of weights >= 0, one per word,
-as in `Caption.attention`; they are spread over the image by `grid_to_image`, the exact inverse of
-the encoder's resizing, so light falls where the model looked.
+as in `Caption.attention`. `grid_to_image`, the exact inverse of the encoder's resizing, spreads
+them over the image.
 
-Scale: each map is divided by its own largest value, so its peak is fully lit whatever its height;
-compare heights between words by giving all of them one `peak` (or `shared_scale=True`). Missing
-values (NaN, infinity) and negative ones count as 0; an all-zero map leaves the image dim.
+Scale: each map is divided by its own largest value, so that its peak has full strength. To compare
+words, give all of them one `peak` (or `shared_scale=True`). NaN, infinite and negative values count
+as 0; a map of zeros dims the whole image.
 
-Text is set in Pillow's own font, which covers Latin with accents. For other scripts a font of the
-system is looked for; `font="/path/to/font.ttf"` chooses one.
+Text is set in Pillow's own font, which covers Latin with accents. For other scripts a system font
+is searched for; `font="/path/to/font.ttf"` chooses one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from PIL import Image, ImageDraw
 
 from captioner.errors import ConfigError
 from captioner.image.fonts import Font, find_font, load_font
-from captioner.image.io import grid_to_image, open_image
+from captioner.image.io import open_image
+from captioner.image.transforms import grid_to_image
 
 STYLES = ("spotlight", "heatmap")
 
@@ -54,8 +55,8 @@ def overlay(
     Args:
         image: The image, of any mode; turned upright if it carries an EXIF orientation.
         attention_map: (H, W) weights.
-        style: "spotlight" dims what was not looked at; "heatmap" tints what was, from violet
-            (little) to yellow (most).
+        style: "spotlight" dims cells of low weight; "heatmap" tints cells, from violet (low weight)
+            to yellow (high).
         floor: Spotlight: brightness kept where the weight is 0; the peak keeps its full brightness.
         strength: Heat map: opacity of the tint at the peak.
         peak: The weight shown at full strength; None takes the map's own largest.
@@ -65,21 +66,21 @@ def overlay(
         An RGB image of the image's size.
 
     Raises:
-        ConfigError: On an unknown style, a share outside 0..1, or a map that is not (H, W).
+        ConfigError: The style is unknown, a share is outside 0..1, or the map is not (H, W).
     """
     if style not in STYLES:
         raise ConfigError(f"overlay style {style!r} is unknown: use {' or '.join(STYLES)}")
     for name, share in (("floor", floor), ("strength", strength)):
         if not 0 <= share <= 1:
             raise ConfigError(f"overlay: {name} must lie within 0..1, not {share!r}")
-    photo = open_image(image)
-    pixels = np.asarray(photo, dtype=np.float32)  # (height, width, 3)
-    weights = _weights(attention_map, photo.size, peak, interpolation)[..., None]
+    image = open_image(image)
+    pixels = np.asarray(image, dtype=np.float32)  # (height, width, 3)
+    weights = _weights(attention_map, image.size, peak, interpolation)[..., None]
     if style == "spotlight":
         mixed = pixels * (floor + (1 - floor) * weights)
     else:
         tint = heat_colours()[np.round(weights[..., 0] * 255).astype(np.uint8)]
-        # Opacity grows with the weight, so that the image stays itself where nothing was seen.
+        # Opacity grows with the weight: where it is 0, the image stays unchanged.
         opacity = strength * weights**0.75
         mixed = pixels * (1 - opacity) + tint * opacity
     return Image.fromarray(np.round(mixed).astype(np.uint8))
@@ -88,10 +89,10 @@ def overlay(
 def _weights(
     attention_map: np.ndarray, size: tuple[int, int], peak: float | None, interpolation: str
 ) -> np.ndarray:
-    """Spread a map over the image on the scale 0..1: (height, width)."""
+    """Spread a map over an image of (width, height), scaled to 0..1: (height, width)."""
     cells = np.nan_to_num(_map(attention_map), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
     spread = grid_to_image(cells, size, interpolation)
-    # The own peak is taken after spreading: a cell's centre may fall between two pixels.
+    # The map's peak is taken after spreading: a cell's centre may fall between two pixels.
     top = float(spread.max()) if peak is None else float(peak)
     return (spread / top).clip(0, 1) if top > 0 else np.zeros_like(spread)
 
@@ -105,7 +106,7 @@ def _map(attention_map: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def heat_colours() -> np.ndarray:
-    """The heat map's 256 colours, (256, 3) uint8 RGB, from dark violet to pale yellow.
+    """Return the heat map's 256 colours, (256, 3) uint8 RGB, from dark violet to pale yellow.
 
     Lightness and hue run in equal steps through OKLCH (Ottosson 2020), a perceptual colour space:
     equal steps of attention look equal, and the order survives a black-and-white print.
@@ -149,16 +150,16 @@ def word_strip(
     font: str | None = None,
     **options: Any,
 ) -> Image.Image:
-    """A sheet of panels: the image, then one overlay per word with the word below it.
+    """Draw a sheet of panels: the image, then one overlay per word with the word below it.
 
     Args:
         image: The image.
         words: The caption's words.
         maps: One (H, W) map per word.
-        columns: Panels per row; None chooses a sheet about as wide as a page on a screen.
+        columns: Panels per row; None chooses a number that makes the sheet about 16:10.
         panel_width: In pixels; None chooses by the image's shape.
         style: As for `overlay`.
-        shared_scale: Give all words the scale of the strongest, instead of each its own.
+        shared_scale: Scale all maps by the largest weight of any word, not each by its own.
         font: A TrueType or OpenType file; None chooses one that has the letters.
         **options: Passed to `overlay`.
 
@@ -166,15 +167,15 @@ def word_strip(
         An RGB image.
 
     Raises:
-        ConfigError: When words and maps differ in number, or an option is wrong.
+        ConfigError: Words and maps differ in number, or an option is wrong.
     """
-    photo = open_image(image)
+    image = open_image(image)
     maps = _one_per_word(words, maps)
     if shared_scale:
         options["peak"] = _common_peak(maps)
-    panel = _panel_size(photo.size, panel_width)
-    photo = _fit(photo, panel)
-    panels = [photo] + [overlay(photo, cells, style, **options) for cells in maps]
+    panel = _panel_size(image.size, panel_width)
+    image = _fit(image, panel)
+    panels = [image] + [overlay(image, cells, style, **options) for cells in maps]
     if columns is None:
         columns = _good_columns(len(panels), panel)
     elif columns < 1:
@@ -186,11 +187,11 @@ def word_strip(
     font = font or find_font("".join(words))
     sheet = Image.new("RGB", (columns * step_x + 3 * _GAP, rows * step_y + 2 * _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for index, (picture, text) in enumerate(zip(panels, ["", *words], strict=True)):
+    for index, (drawn, text) in enumerate(zip(panels, ["", *words], strict=True)):
         x = 2 * _GAP + index % columns * step_x
         y = 2 * _GAP + index // columns * step_y
-        left, top = x + (panel[0] - picture.width) // 2, y + panel[1] - picture.height
-        sheet.paste(picture, (left, top))  # centred, resting on its word
+        left, top = x + (panel[0] - drawn.width) // 2, y + panel[1] - drawn.height
+        sheet.paste(drawn, (left, top))  # centred, directly above its word
         text, typeface = _fitted(text, panel[0], font)
         draw.text((x + panel[0] / 2, y + panel[1] + label / 2), text, _INK, typeface, anchor="mm")
     return sheet
@@ -209,7 +210,7 @@ def _common_peak(maps: list[np.ndarray]) -> float:
 
 
 def _panel_size(size: tuple[int, int], width: int | None) -> tuple[int, int]:
-    """The panel in pixels: the image's aspect ratio, held within 1:4 and 6:1."""
+    """Return the (width, height) of a panel: the image's aspect ratio, kept within 1:4 and 6:1."""
     aspect = min(max(size[0] / size[1], 1 / 4), 6.0)
     if width is None:
         width = round(math.sqrt(_PANEL_AREA * aspect))
@@ -218,15 +219,15 @@ def _panel_size(size: tuple[int, int], width: int | None) -> tuple[int, int]:
     return width, max(1, round(width / aspect))
 
 
-def _fit(photo: Image.Image, panel: tuple[int, int]) -> Image.Image:
+def _fit(image: Image.Image, panel: tuple[int, int]) -> Image.Image:
     """Resize the whole image to fit into the panel, never to a size of 0."""
-    scale = min(panel[0] / photo.width, panel[1] / photo.height)
-    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-    return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    scale = min(panel[0] / image.width, panel[1] / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _good_columns(panels: int, panel: tuple[int, int]) -> int:
-    """The number of columns whose sheet comes closest to 16:10; empty places count against it."""
+    """Return the number of columns whose sheet is closest to 16:10; empty places are penalised."""
 
     def ugliness(columns: int) -> float:
         rows = math.ceil(panels / columns)
@@ -237,7 +238,7 @@ def _good_columns(panels: int, panel: tuple[int, int]) -> int:
 
 
 def _fitted(text: str, width: int, path: str | None) -> tuple[str, Font]:
-    """The text and a font in which it fits the width: smaller if need be, cut short at last."""
+    """Return the text and a font in which it fits the width: first smaller, then cut short."""
     text = " ".join(text.split())
     for size in range(_LABEL_SIZE, 11, -2):
         font = load_font(size, path)
@@ -263,14 +264,14 @@ def animate(
     font: str | None = None,
     **options: Any,
 ) -> bytes:
-    """An endless GIF: the image, then each word's overlay while the sentence lights up below.
+    """Draw an endless GIF: the image, then each word's overlay with the word lit below.
 
     Args:
         image: The image.
         words: The caption's words.
         maps: One (H, W) map per word.
-        size: Longer side of the image in the film, in pixels.
-        seconds: How long each word stays.
+        size: Longer side of the image in the GIF, in pixels.
+        seconds: Duration of each word.
         style: As for `overlay`.
         shared_scale: As for `word_strip`.
         font: As for `word_strip`.
@@ -280,30 +281,30 @@ def animate(
         The GIF file's bytes.
 
     Raises:
-        ConfigError: When words and maps differ in number, or an option is wrong.
+        ConfigError: Words and maps differ in number, or an option is wrong.
     """
     if size < 64 or not 0.02 <= seconds <= 600:
         raise ConfigError(f"animation: needs size >= 64 and seconds >= 0.02: {size}, {seconds}")
-    photo = open_image(image)
+    image = open_image(image)
     maps = _one_per_word(words, maps)
     if shared_scale:
         options["peak"] = _common_peak(maps)
-    photo = _fit(photo, (size, size))
+    image = _fit(image, (size, size))
     typeface = load_font(_LABEL_SIZE, font or find_font("".join(words)))
-    width = max(photo.width, size // 2)
+    width = max(image.width, size // 2)
     places, text_height = _flow(words, width - 2 * _GAP, typeface)
     frames = []
     for now in range(-1, len(words)):
-        frame = Image.new("RGB", (width, photo.height + text_height + 2 * _GAP), _PAPER)
-        picture = photo if now < 0 else overlay(photo, maps[now], style, **options)
-        frame.paste(picture, ((width - photo.width) // 2, 0))
+        frame = Image.new("RGB", (width, image.height + text_height + 2 * _GAP), _PAPER)
+        drawn = image if now < 0 else overlay(image, maps[now], style, **options)
+        frame.paste(drawn, ((width - image.width) // 2, 0))
         draw = ImageDraw.Draw(frame)
         for index, (word, (x, y)) in enumerate(zip(words, places, strict=True)):
-            # The image comes with the whole sentence, then the words light up one by one.
+            # The plain image has the whole sentence lit; then the words light up one by one.
             colour = _INK if now in (-1, index) else _PALE_INK
-            draw.text((_GAP + x, photo.height + _GAP + y), word, colour, typeface)
-        # An octree palette keeps small patches of colour (a cat's eyes) that median cut loses;
-        # dithering hides its coarse steps in the dimmed parts.
+            draw.text((_GAP + x, image.height + _GAP + y), word, colour, typeface)
+        # An octree palette keeps small patches of colour that median cut loses; dithering hides
+        # its coarse steps in the dimmed parts.
         palette = frame.quantize(256, Image.Quantize.FASTOCTREE)
         frames.append(frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
     buffer = io.BytesIO()
@@ -313,7 +314,7 @@ def animate(
 
 
 def _flow(words: Sequence[str], width: float, font: Font) -> tuple[list[tuple[float, float]], int]:
-    """Where each word starts when the sentence is set in lines of this width, and its height."""
+    """Return where each word starts when the text is set in lines of this width, and its height."""
     places: list[tuple[float, float]] = []
     x = y = 0.0
     line = 1.4 * _LABEL_SIZE

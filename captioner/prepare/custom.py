@@ -1,4 +1,4 @@
-"""Captions of one's own: merged by image, checked, split, so that no image is in two splits."""
+"""One's own captions: gathered by image, checked, and split so that no image is in two splits."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ _NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What splits are called, in any case -> their usual names."""
-
+"""Names in use for a split, in lower case -> its usual name."""
 
 _SHOWN = 10  # words in the report
 
 
 @dataclass
 class Report:
-    """The findings; lists hold names of images.
+    """What was found in a set of captions; lists hold names of images.
 
     Attributes:
         missing: Named, but not on disk. Left out.
@@ -78,28 +77,28 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """Images that had captions and were left out all the same."""
+        """Return the number of images that had captions and were left out all the same."""
         return len(self.missing) + len(self.unreadable)
 
     def count(self, examples: Sequence[Example], max_words: int) -> None:
-        """Take the figures of the captions that are kept."""
+        """Count the captions that are kept."""
         self.max_words = max_words
         self.splits = count_splits(examples)
         vocabulary: Counter[str] = Counter()
         trained: set[str] = set()
         lengths = []
-        photos_of: Counter[str] = Counter()
+        images_with: Counter[str] = Counter()
         for example in examples:
             for caption in example.captions:
                 words = tokenize(caption)
                 vocabulary.update(words)
                 lengths.append(len(words))
-                photos_of[" ".join(words)] += 1
+                images_with[" ".join(words)] += 1
                 if example.split == "train":
                     trained.update(words)
                 if len(words) > max_words:
                     self.long.append(f"{example.image_id}: {len(words)} words")
-        self.shared = {text: number for text, number in photos_of.most_common() if number > 1}
+        self.shared = {text: number for text, number in images_with.most_common() if number > 1}
         self.words = {
             "captions": len(lengths),
             "captions_per_photo": len(lengths) / len(examples),
@@ -114,11 +113,11 @@ class Report:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return everything as JSON can hold it."""
         return {**vars(self), "photos": sum(self.splits.values())}
 
     def lines(self) -> list[str]:
-        """The findings in a few lines; nothing is said of what is in order."""
+        """Return the findings in a few lines; what is in order is not mentioned."""
         words = self.words
         splits = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
         lines = [
@@ -129,6 +128,7 @@ class Report:
         ]
 
         def say(text: str, found: Sequence[str]) -> None:
+            """Add a line that counts what was found and gives examples."""
             if found:
                 lines.append(f"{text}: {len(found):,} ({some(found)})")
 
@@ -157,7 +157,7 @@ class Report:
 
 
 @dataclass
-class _Photo:
+class _Captioned:
     """What the rows say of one image."""
 
     captions: dict[str, str] = field(default_factory=dict)  # normalised -> as written
@@ -179,21 +179,21 @@ def read_table(path: Path) -> list[Row]:
 
 
 def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
-    """Images of a folder and its subfolders, with the captions in text files of the same name.
+    """Find the images of a folder and its subfolders, captioned by text files of the same name.
 
     Args:
-        folder: `dog.jpg` is captioned by `dog.txt`, a caption a line.
+        folder: `dog.jpg` is captioned by `dog.txt`, one caption per line.
 
     Returns:
         A row for each image, its captions empty where there is no text file, in the order of the
         paths; and the text files without an image.
 
     Raises:
-        DataError: No such folder, or a text file is not UTF-8.
+        DataError: The folder does not exist, or a text file cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    photos: list[Path] = []
+    images: list[Path] = []
     texts: set[Path] = set()
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -202,12 +202,12 @@ def read_folder(folder: Path) -> tuple[list[Row], list[str]]:
             if name.startswith("."):
                 continue
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                photos.append(path)
+                images.append(path)
             elif path.suffix.lower() == ".txt":
                 texts.add(path)
     rows = []
     used = set()
-    for path in sorted(photos):
+    for path in sorted(images):
         text = path.with_suffix(".txt")
         lines: list[str] = []
         if text in texts:
@@ -231,7 +231,7 @@ def check_and_split(
     report: Report | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[list[Example], Report]:
-    """Turn rows into images with captions and splits, and tell what is wrong with them.
+    """Turn rows into images with captions and splits, and report what is wrong with them.
 
     Left out are empty captions, an image's captions that say the same twice, images without a
     caption, images that are missing and images that cannot be read. Splits that the rows name are
@@ -258,12 +258,12 @@ def check_and_split(
             f"--val {val:g} and --test {test:g}: shares of at least 0, below 1 together"
         )
     report = report or Report()
-    photos = _merge(rows, report)
+    images = _merge(rows, report)
     candidates = []
-    for name, photo in photos.items():
-        if photo.captions:
-            captions = tuple(photo.captions.values())
-            candidates.append(Example(name, captions, photo.split or "", name))
+    for name, image in images.items():
+        if image.captions:
+            captions = tuple(image.captions.values())
+            candidates.append(Example(name, captions, image.split or "", name))
         else:
             report.uncaptioned.append(name)
     if not candidates:
@@ -345,23 +345,23 @@ def draw_splits(
     return splits
 
 
-def _merge(rows: Iterable[Row], report: Report) -> dict[str, _Photo]:
-    """The images of all rows, in order, with their captions once each."""
-    photos: dict[str, _Photo] = {}
+def _merge(rows: Iterable[Row], report: Report) -> dict[str, _Captioned]:
+    """Return the images of all rows by name, in order, with their captions once each."""
+    images: dict[str, _Captioned] = {}
     for row in rows:
         assert row.image is not None  # see `read_table`
-        photo = photos.setdefault(row.image, _Photo())
+        image = images.setdefault(row.image, _Captioned())
         report.empty += [f"{row.image} ({row.place})"] * row.missing
         for caption in row.captions:
             words = " ".join(tokenize(caption))
             if not words:
                 report.empty.append(f"{row.image} ({row.place})")
-            elif words in photo.captions:
+            elif words in image.captions:
                 report.repeated.append(f"{row.image}: {caption.strip()}")
             else:
-                photo.captions[words] = caption.strip()
+                image.captions[words] = caption.strip()
         split = _NAMES.get(row.split.lower(), row.split) if row.split else None
-        if split and photo.split and split != photo.split:
+        if split and image.split and split != image.split:
             report.conflicts.append(f"{row.image} ({row.place})")
-        photo.split = photo.split or split
-    return photos
+        image.split = image.split or split
+    return images

@@ -1,7 +1,7 @@
 """Download one file over HTTP: resumed after a break, checked at the end, whole or not at all.
 
-Bytes go to `NAME.part`, which survives an interruption of any kind; `NAME.part.tag` remembers
-whose bytes they are (address, and ETag or date), so that two versions of a file are never mixed.
+Bytes go to `NAME.part`, which survives any interruption. `NAME.part.tag` records where they come
+from (address, and ETag or date), so that two versions of a file are never mixed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from captioner.errors import DataError
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and the total, if known."""
+"""Called with the number of bytes so far and the total, if known."""
 
 _BLOCK = 1 << 20
-_PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses worth another try
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses worth another attempt
 _LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # of our own disk
 
 
@@ -36,7 +36,7 @@ class _BrokenError(Exception):
 
 
 class Stopped(Exception):  # noqa: N818  a request, not an error
-    """Somebody asked to stop (Ctrl-C in another thread)."""
+    """The work was asked to stop (Ctrl-C in another thread)."""
 
 
 def download(
@@ -51,21 +51,21 @@ def download(
     pause: float = 1.0,
     timeout: float = 60.0,
 ) -> None:
-    """Download a file, going on with a part that is there already.
+    """Download a file, continuing a partial download where there is one.
 
     Args:
         url: An http or https address; redirects are followed.
         target: The file to make.
         size: Bytes it must have, if known.
         digest: `md5:` or `sha256:` checksum that it must have, if known.
-        progress: Told how far it is.
-        stop: Set it to end the download; what is there is kept.
-        attempts: In a row without a single new byte, before giving up.
+        progress: Called as bytes arrive.
+        stop: Set it to end the download; the part received is kept.
+        attempts: Attempts in a row without a new byte after which to give up.
         pause: Seconds before the second attempt, doubled for each further one.
         timeout: Seconds without a byte that count as a break.
 
     Raises:
-        DataError: The address is dead, the file is another one, or the connection keeps breaking.
+        DataError: The address does not answer with this file, or the connection keeps breaking.
         OSError: The disk is full or cannot be written.
         Stopped: `stop` was set.
     """
@@ -108,12 +108,12 @@ def verify(
         path: The file.
         size: Its bytes, if known.
         digest: `md5:` or `sha256:` checksum, if known.
-        progress: Told how far the checksum is.
+        progress: Called as bytes are read.
         stop: Set it to end the check.
-        remove: Delete a file that is wrong: no resuming could mend it.
+        remove: Delete a file that does not match, which resuming could not repair.
 
     Raises:
-        DataError: It is another file, or damaged.
+        DataError: The file is damaged, or another one.
         Stopped: `stop` was set.
     """
     actual = _length(path)
@@ -141,16 +141,22 @@ def _transfer(
     stop: threading.Event,
     timeout: float,
 ) -> None:
-    """One attempt: fetch what is missing of `part`; return when it is complete."""
+    """Make one attempt to complete `part`.
+
+    Raises:
+        _BrokenError, OSError, http.client.HTTPException: Another attempt may succeed.
+        DataError: The address does not have this file.
+        Stopped: `stop` was set.
+    """
     headers = {"User-Agent": f"captioner/{__version__}", "Accept-Encoding": "identity"}
     have = _length(part)
     if have:
         same_source, validator = _read_tag(part, url)
         known = same_source and bool(validator)
-        if known or checked:  # a checksum would find out a mixture at the end
+        if known or checked:  # a checksum would reveal a mixture of two versions at the end
             headers["Range"] = f"bytes={have}-"
         if known:
-            headers["If-Range"] = validator  # else the server sends the whole new file
+            headers["If-Range"] = validator  # if the file has changed, the server sends all of it
     try:
         response = urllib.request.urlopen(
             urllib.request.Request(url, headers=headers), timeout=timeout
@@ -163,7 +169,7 @@ def _transfer(
                 return
             part.unlink()
             raise _BrokenError("the part did not fit") from error
-        if error.code in _PASSING:
+        if error.code in _TRANSIENT:
             raise _BrokenError(f"HTTP {error.code}") from error
         raise DataError(f"{url}: HTTP {error.code} {error.reason}") from error
     except (ValueError, http.client.InvalidURL) as error:
@@ -182,10 +188,10 @@ def _transfer(
         if size is not None and total is not None and total != size:
             raise DataError(f"{url}: offers {total:,} bytes where {size:,} are expected")
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        if validator.startswith("W/"):  # a weak one does not vouch for bytes
+        if validator.startswith("W/"):  # a weak ETag does not promise equal bytes
             validator = response.headers.get("Last-Modified") or ""
         with open(part, "ab" if have else "wb") as file:
-            # Not before: until now a tag may have stood for other bytes.
+            # Written only now: before, the part may have held bytes of another version.
             _tag(part).write_text(f"{url}\n{validator}", encoding="utf-8")
             while block := response.read(_BLOCK):
                 file.write(block)
@@ -195,7 +201,7 @@ def _transfer(
                 if stop.is_set():
                     raise Stopped
     total = size if total is None else total
-    if total is not None and have < total:  # http.client does not tell
+    if total is not None and have < total:  # http.client raises no error for this
         raise _BrokenError(f"the connection broke after {have:,} of {total:,} bytes")
 
 
@@ -206,7 +212,7 @@ def _checksum(
     progress: Progress | None,
     stop: threading.Event | None,
 ) -> str:
-    """Hexadecimal checksum of a file."""
+    """Return the hexadecimal checksum of a file."""
     checksum = hashlib.new(kind, usedforsecurity=False)
     done = 0
     with open(path, "rb") as file:
@@ -221,7 +227,7 @@ def _checksum(
 
 
 def _explain(error: Exception) -> str:
-    """Why a transfer broke, in a few words."""
+    """Return in a few words why a transfer broke."""
     cause = getattr(error, "reason", error)  # urllib wraps what the socket said
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
@@ -231,7 +237,7 @@ def _tag(part: Path) -> Path:
 
 
 def _read_tag(part: Path, url: str) -> tuple[bool, str]:
-    """Whether the part comes from this address, and the validator it came with."""
+    """Return whether the part comes from this address, and its validator (ETag or date)."""
     try:
         source, _, validator = _tag(part).read_text(encoding="utf-8").partition("\n")
     except (OSError, UnicodeDecodeError):
@@ -247,6 +253,6 @@ def _length(path: Path) -> int:
 
 
 def _total_of(content_range: str | None) -> int | None:
-    """The whole size in `bytes 5-9/10` or `bytes */10`."""
+    """Return the total size stated by `bytes 5-9/10` or `bytes */10`."""
     match = re.search(r"/(\d+)\s*$", content_range or "")
     return int(match[1]) if match else None

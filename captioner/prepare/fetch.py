@@ -1,4 +1,4 @@
-"""Get the archives of a data set: those not unpacked yet are downloaded, checked and unpacked."""
+"""Download, check and unpack the archives of a data set that are not unpacked yet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from captioner.prepare.registry import DOWNLOADS, Archive, FileIndex
 
 logger = logging.getLogger(__name__)
 
-_JUNK = ("__MACOSX", ".DS_Store")  # what a Mac adds to an archive
+_JUNK = ("__MACOSX", ".DS_Store")  # added to archives by macOS
 
 
 def fetch(
@@ -34,19 +34,20 @@ def fetch(
     bars: bool = False,
     pause: float = 1.0,
 ) -> None:
-    """Download and unpack what is not there, several archives at a time.
+    """Download and unpack what is missing, several archives at a time.
 
-    An archive that a person has put into `root/downloads` is checked and used.
+    An archive that is already in `root/downloads` is checked and used.
 
     Args:
-        archives: What is wanted.
+        archives: The archives of the data set.
         root: Folder of the data set.
         urls: Archive name -> address.
         bars: Show a progress bar for each archive.
         pause: Seconds before the second attempt after a break.
 
     Raises:
-        DataError: Some could not be had. The others are there, and running it again goes on.
+        DataError: Some archives could not be downloaded or unpacked. What came is kept, and a
+            second call continues.
     """
     root.mkdir(parents=True, exist_ok=True)
     there = FileIndex([root])
@@ -57,7 +58,7 @@ def fetch(
     stop = threading.Event()
 
     def get(item: Archive) -> str | None:
-        """Why it could not be had; None if it is there."""
+        """Obtain an archive; return the reason for a failure, None on success."""
         try:
             _obtain(item, root, urls[item.name], bars, stop, pause)
         except Stopped:
@@ -87,13 +88,13 @@ def fetch(
 
 
 def unpack_found(archives: Sequence[Archive], index: FileIndex, root: Path, bars: bool) -> bool:
-    """Unpack into `root` those archives that lie among a person's files and are packed still.
+    """Unpack into `root` the indexed archives that are not unpacked yet.
 
     Returns:
         Whether there was one.
 
     Raises:
-        DataError: One is damaged.
+        DataError: An archive is damaged.
     """
     found = False
     for item in archives:
@@ -165,7 +166,7 @@ def _check_and_unpack(
 
 @contextmanager
 def _bar(text: str, enabled: bool) -> Iterator[Progress]:
-    """A progress bar in bytes on standard error."""
+    """Show a progress bar in bytes on standard error."""
     with tqdm(
         desc=text,
         unit="B",
@@ -192,23 +193,23 @@ def unpack(
     progress: Callable[[int, int], None] | None = None,
     stop: threading.Event | None = None,
 ) -> int:
-    """Unpack an archive; a run that was interrupted goes on where it was.
+    """Unpack an archive, continuing where an interrupted run stopped.
 
-    Every file is written under another name and renamed, so that a file of the right size is a
-    whole file. All names are checked before the first is written.
+    Every file is written under another name and then renamed, so that a file of the right size is
+    complete. All names are checked before the first file is written.
 
     Args:
         archive: The zip file.
-        folder: Where to; made if it is absent.
-        progress: Called with the bytes that are unpacked and the total.
+        folder: Folder to unpack into, created if needed.
+        progress: Called with the number of bytes unpacked and the total.
         stop: Set it to end; what is unpacked is kept.
 
     Returns:
-        How many files were written; those that were there are not counted.
+        Number of files written, those that existed already excluded.
 
     Raises:
-        DataError: No zip file, a damaged one, one with names that lead out of the folder, links or
-            encrypted files in it, or the disk is too small.
+        DataError: It is no zip file or a damaged one; it holds links, encrypted files, or names
+            that lead out of the folder; or the disk is too small.
         Stopped: `stop` was set.
     """
     try:
@@ -234,15 +235,15 @@ def unpack(
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse to start what cannot fit.
+    """Check that a disk has room.
 
     Args:
-        folder: An existing folder on the disk in question.
+        folder: An existing folder on that disk.
         needed: Bytes.
         what: What needs them, for the message.
 
     Raises:
-        DataError: The disk has less free.
+        DataError: It has less free.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -253,7 +254,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 def _target(info: zipfile.ZipInfo, folder: Path, archive: Path) -> Path | None:
-    """Where a member goes; None for folders and for what a Mac added."""
+    """Return where to write a member; None for folders and for what macOS added."""
     name = info.filename.replace("\\", "/")
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in name:
@@ -277,7 +278,7 @@ def _is_there(info: zipfile.ZipInfo, path: Path) -> bool:
 
 
 def _extract(source: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
-    """Write one member; the check sum of the zip file is checked on the way."""
+    """Write one member; `zipfile` compares its checksum."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     # Not files.replacing: waiting for the disk after each of 100,000 images would take hours.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ from PIL import Image
 
 from captioner.errors import ImageError
 from captioner.image.io import open_image
+from captioner.utils.parallel import map_ahead
 
 NEAR = 10
 """Most bits of 128 in which the fingerprints of near-duplicates differ."""
@@ -32,7 +32,7 @@ _ONES = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uin
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is known of an image file.
+    """The fingerprint of an image file.
 
     Attributes:
         bits: (8,) uint16, the difference hash; None for an image of almost a single tone.
@@ -66,28 +66,24 @@ def fingerprint(path: str) -> Fingerprint:
 def fingerprints(
     paths: Sequence[str], advance: Callable[[], object] = lambda: None
 ) -> list[Fingerprint]:
-    """`fingerprint` of many images, in threads; `advance` is called after each."""
+    """Take the fingerprints of many images in threads; `advance` is called after each."""
+    workers = min(32, os.cpu_count() or 1)
     results = []
-    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
-        try:
-            for result in pool.map(fingerprint, paths):
-                results.append(result)
-                advance()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for result in map_ahead(fingerprint, paths, workers=workers, depth=4 * workers):
+        results.append(result)
+        advance()
     return results
 
 
 def near_pairs(bits: np.ndarray, distance: int = NEAR) -> np.ndarray:
-    """All pairs of fingerprints that differ in few bits.
+    """Find all pairs of fingerprints that differ in few bits.
 
     The bits are cut into one band more than may differ, so that near fingerprints agree in at least
-    one band; these are found by sorting. No comparison of all with all.
+    one band. Sorting finds these without comparing all with all.
 
     Args:
         bits: (N, 8) uint16, all different.
-        distance: Most bits that differ.
+        distance: The most bits in which a pair may differ.
 
     Returns:
         (P, 2) indices, the smaller first, sorted.

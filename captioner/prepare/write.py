@@ -1,4 +1,4 @@
-"""Write the caption files of a data set, after checking that it is complete."""
+"""Write the caption files of a data set after checking that it is complete."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from captioner.data.annotations import Example
@@ -39,17 +39,17 @@ class Written:
 
     Attributes:
         path: The file.
-        images: How many in each split.
-        captions: How many in all.
+        images: Number of images in each split.
+        captions: Number of captions in all.
     """
 
     path: Path
-    photos: Mapping[str, int]
+    images: Mapping[str, int]
     captions: int
 
     def line(self) -> str:
-        """The file in one line."""
-        splits = ", ".join(f"{name} {count:,}" for name, count in self.photos.items())
+        """Return the file and its counts in one line."""
+        splits = ", ".join(f"{name} {count:,}" for name, count in self.images.items())
         return f"{self.path}: {splits} photos, {self.captions:,} captions"
 
 
@@ -62,7 +62,7 @@ def write_versions(
         versions: What to write.
         index: Where the images are.
         root: Folder of the data set.
-        partial: Take what is there of an incomplete set; else it is an error.
+        partial: Accept an incomplete set and write what is there.
 
     Raises:
         DataError: Images or captions are missing, and `partial` is off or nothing is left.
@@ -70,7 +70,7 @@ def write_versions(
     ready: list[tuple[Version, list[Example]]] = []
     lacks: dict[str, None] = {}  # in order, each once
     for version in versions:
-        found, lost = _find_photos(version.examples, index)
+        found, lost = _find_images(version.examples, index)
         if lost:
             lacks[f"{len(lost):,} of {len(version.examples):,} photos ({some(lost)})"] = None
         counts = Counter(example.split for example in version.examples)
@@ -126,7 +126,7 @@ def count_splits(examples: Iterable[Example]) -> dict[str, int]:
     return {name: counts[name] for name in order if counts[name]}
 
 
-def _find_photos(examples: Iterable[Example], index: FileIndex) -> tuple[list[Example], list[str]]:
+def _find_images(examples: Iterable[Example], index: FileIndex) -> tuple[list[Example], list[str]]:
     """The examples with paths, and the names of images that are not there."""
     found, lost = [], []
     for example in examples:
@@ -138,5 +138,5 @@ def _find_photos(examples: Iterable[Example], index: FileIndex) -> tuple[list[Ex
         if path is None:
             lost.append(example.image)
         else:
-            found.append(Example(path, example.captions, example.split, example.image_id))
+            found.append(replace(example, image=path))
     return found, lost

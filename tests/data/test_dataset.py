@@ -19,7 +19,7 @@ from captioner.data.dataset import CaptionDataset, collate, make_loader, mirror_
 from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler
 from captioner.errors import DataError
-from captioner.image.io import Preprocess
+from captioner.image.transforms import Preprocess
 from captioner.tokenizer import Vocabulary, tokenize
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from captioner.data.features import FeatureCache, build_features
 from captioner.errors import DataError
-from captioner.image.io import Preprocess, open_image
+from captioner.image.io import open_image
+from captioner.image.transforms import Preprocess
 
 PREPROCESS = Preprocess(16, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 COUNT = 10

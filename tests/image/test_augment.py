@@ -20,8 +20,8 @@ from captioner.data.dataset import CaptionDataset, collate
 from captioner.data.feature_cache import FeatureCache
 from captioner.data.features import build_features
 from captioner.errors import ConfigError, DataError
-from captioner.image.io import Preprocess, open_image
-from captioner.image.transforms import Augmentation, draw_crop
+from captioner.image.io import open_image
+from captioner.image.transforms import Augmentation, Preprocess, draw_crop
 from captioner.models.encoder import Encoder
 from captioner.tokenizer import Vocabulary, tokenize
 from captioner.training.data import build_datasets, read_examples

@@ -8,7 +8,8 @@ from helpers.damaged import png_header
 from PIL import Image, features
 
 from captioner.errors import CaptionerError, ImageError
-from captioner.image.io import Preprocess, open_image
+from captioner.image.io import open_image
+from captioner.image.transforms import Preprocess
 
 
 def noise(width: int = 64, height: int = 48) -> Image.Image:

@@ -6,7 +6,8 @@ from helpers.cells import cell_box
 from PIL import Image
 
 from captioner.errors import ConfigError
-from captioner.image.io import Preprocess, grid_to_image, open_image
+from captioner.image.io import open_image
+from captioner.image.transforms import Preprocess, grid_to_image
 
 
 def noise(width: int = 64, height: int = 48) -> Image.Image:

@@ -196,7 +196,7 @@ def test_flickr8k_from_token_file_and_lists(flickr, tmp_path):
     ]
     index = FileIndex([flickr])
     (written,) = write_versions([version], index, tmp_path, partial=True)
-    assert written.photos == {"train": 2, "val": 1}
+    assert written.images == {"train": 2, "val": 1}
     assert read_captions(written.path)[0].captions == ("A dog , told 0 .", "A dog , told 1 .")
 
 
