@@ -55,7 +55,6 @@ def read_captions(
     split: str | None = None,
     *,
     missing: Missing = "error",
-    restval_as_train: bool = True,
 ) -> list[Example]:
     """Read a captions file in any form that `records.read_rows` knows.
 
@@ -66,7 +65,7 @@ def read_captions(
             this name (`train` for None).
         missing: `error`, `skip` to leave out images that do not exist, or `ignore` not to look
             for them; then a COCO file need not name them.
-        restval_as_train: Count Karpathy's `restval` images as `train`, as is usual.
+
 
     Returns:
         One example per image with captions, in the order of the file.
@@ -84,7 +83,7 @@ def read_captions(
     for entry in entries:
         row = entry.first
         name, own_split = row.image or "", row.split or split or "train"
-        if own_split == "restval" and restval_as_train:
+        if own_split == "restval":  # Karpathy's, used for training as usual
             own_split = "train"
         image_id = row.image_id if by_id and row.image_id is not None else name
         first = places.setdefault(image_id, row.place)

@@ -1,11 +1,11 @@
 """A cache of frozen encoder features, for reading: half precision, memory-mapped.
 
 A cache is a folder with one file `stage_<s>.npy` per encoder stage, of shape (views, N, C, H, W),
-and a `meta.json`. The views are the copies of an image (the first as it is, the others augmented),
-and then, where wanted, the mirror images of all of them. The folder's name is the beginning of its
-key (encoder weights, preprocessing, precision, files), so the caches of several encoders lie side
-by side under one root, and a changed image or weight never meets an old feature.
-`captioner.data.features` makes them.
+and a `meta.json`. The views are the copies of an image (the first as it is, the others augmented)
+and, if wanted, the mirrored version of each copy. The folder's name is the beginning of its key
+(encoder weights, preprocessing, precision, files), so that one root holds the caches of several
+encoders and a changed image or weight never meets an old feature. `captioner.data.features` builds
+caches.
 
 Shapes: N images, B batch, C channels of a stage, H x W its grid.
 """
@@ -39,7 +39,7 @@ _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(np.int16)}
 
 @dataclass(frozen=True)
 class CacheMeta:
-    """What `meta.json` holds; `done` of `count` images are written."""
+    """The content of `meta.json`; `done` of `count` images are written."""
 
     key: str
     files: str  # sha256 of the list of paths
@@ -53,29 +53,29 @@ class CacheMeta:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Of the features."""
+        """Return the type of the features."""
         return _TORCH[self.dtype]
 
     @property
     def nbytes(self) -> int:
-        """Size of all stages in bytes: two per feature."""
+        """Return the size of all stages in bytes: two per feature."""
         return 2 * self.views * self.count * sum(int(np.prod(shape)) for shape in self.shapes)
 
     def describe(self) -> str:
-        """What is kept and how large it is, in words."""
+        """Return number, shapes, type and size of the features in words."""
         grids = " + ".join("×".join(map(str, shape)) for shape in self.shapes)
         views = "1 view" if self.views == 1 else f"{self.views} views"
         size = f"{self.nbytes / 1e9:,.2f} GB" if self.nbytes >= 1e7 else f"{self.nbytes:,} bytes"
         return f"{self.count:,} photos × {views} × ({grids}) in {self.dtype}: {size}"
 
     def write(self, folder: Path) -> None:
-        """Replace the folder's meta data."""
+        """Replace the metadata of a folder."""
         with replacing(folder / META) as temporary:
             temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> CacheMeta | None:
-        """The meta data of a folder, None where there is none that this version can use."""
+        """Return the metadata of a folder; None if there is none that this version can use."""
         try:
             meta = cls(**json.loads((folder / META).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -86,7 +86,7 @@ class CacheMeta:
 class FeatureCache:
     """A finished cache, for reading. Picklable; safe in threads, forked and spawned workers.
 
-    Made by `captioner.data.features.build_features` or `FeatureCache.open`.
+    `captioner.data.features.build_features` and `FeatureCache.open` return one.
     """
 
     def __init__(self, folder: Path, meta: CacheMeta) -> None:
@@ -108,18 +108,18 @@ class FeatureCache:
         copies: int = 1,
         augmentation: int = 0,
     ) -> str:
-        """The identity of a cache: sha256 over everything that its features depend on.
+        """Return the key of a cache: sha256 of everything that its features depend on.
 
         Args:
-            fingerprint: Stands for the encoder's architecture and weights (their hash).
+            fingerprint: Hash of the encoder's architecture and weights.
             preprocess: `Preprocess.to_dict()`.
             paths: The images, in order; their sizes and modification times count as well.
-            views: Versions of each image: its copies, twice that with mirror images.
-            dtype: How the features are kept.
-            precision: How the encoder computed, as the recipe names it: `auto` leaves it to the
-                device and so takes what any device made.
+            views: Versions of each image: its copies, doubled by mirroring.
+            dtype: Type of the stored features.
+            precision: How the encoder computed, as the recipe names it; `auto` accepts features
+                that any device computed.
             copies: Versions that are not mirrored; all but the first are augmented.
-            augmentation: Version of what made these.
+            augmentation: Version of the augmentation.
 
         Raises:
             DataError: An image does not exist.
@@ -143,7 +143,7 @@ class FeatureCache:
         """Open the finished cache in `folder` (the one that holds `meta.json`).
 
         Raises:
-            DataError: There is none, it is half-made, or a file has the wrong size.
+            DataError: There is none, it is unfinished, or a file has the wrong size.
         """
         folder = Path(folder)
         meta = CacheMeta.read(folder)
@@ -163,51 +163,51 @@ class FeatureCache:
 
     @property
     def views(self) -> int:
-        """Versions of each image: the copies, and their mirror images if there are any."""
+        """Return the number of versions of each image: its copies, doubled by mirroring."""
         return self._meta.views
 
     @property
     def copies(self) -> int:
-        """Versions that are not mirrored: the image as it is, and augmented ones."""
+        """Return the number of versions that are not mirrored: the image, then augmented ones."""
         return self._meta.copies
 
     @property
     def mirrored(self) -> bool:
-        """Whether there are mirror images of all copies."""
+        """Return whether there is a mirrored version of each copy."""
         return self.views > self.copies
 
     def view(self, copy: int, mirrored: bool) -> int:
-        """The number of a copy, or of its mirror image, among the views."""
+        """Return the index of a copy, or of its mirrored version, among the views."""
         return copy + mirrored * self.copies
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
-        """(C, H, W) of each stage."""
+        """Return (C, H, W) of each stage."""
         return [(c, h, w) for c, h, w in self._meta.shapes]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the features, as `read_batch` gives them."""
+        """Return the type of the features that `read_batch` returns."""
         return self._meta.torch_dtype
 
     @property
     def nbytes(self) -> int:
-        """Size on disk in bytes."""
+        """Return the size on disk in bytes."""
         return self._meta.nbytes
 
     def read_batch(
         self, indices: Sequence[int] | np.ndarray, views: Sequence[int] | np.ndarray | int = 0
     ) -> list[Tensor]:
-        """The features of many images at once: a tensor (B, C, H, W) per stage, of `dtype`.
+        """Return the features of many images at once: a tensor (B, C, H, W) per stage, of `dtype`.
 
         Each stage is one gather from the memory map. The tensors are copies.
 
         Args:
-            indices: (B,) places in the list of paths, in any order, repeated if need be.
+            indices: (B,) places in the list of paths, in any order, possibly repeated.
             views: (B,) views, or one for all.
 
         Raises:
-            IndexError: No such image or view.
+            IndexError: An image or view does not exist.
         """
         index = np.asarray(indices, dtype=np.int64)
         view = np.broadcast_to(np.asarray(views, dtype=np.int64), index.shape)
@@ -224,7 +224,7 @@ class FeatureCache:
         ]
 
     def check_files(self, paths: Sequence[str | os.PathLike[str]]) -> None:
-        """Make sure that row i of the cache is the image paths[i].
+        """Check that row i of the cache is the image paths[i].
 
         Raises:
             DataError: The cache was built from another list.
@@ -236,8 +236,8 @@ class FeatureCache:
             )
 
     def _maps(self) -> list[np.ndarray]:
-        """The stages as (views · N, C·H·W); views of one image lie N rows apart."""
-        # A map that is shared over a fork or a pickle would share its file handle: open it anew.
+        """Return the stages as (views · N, C·H·W); the views of an image are N rows apart."""
+        # After a fork or a pickle, a map would share its file handle: each process opens its own.
         if self._pid != os.getpid():
             self._files = open_stages(self.folder, self._meta)
             self._stages = [stage.reshape(self.views * len(self), -1) for stage in self._files]
@@ -252,9 +252,9 @@ def open_stages(folder: Path, meta: CacheMeta, *, create: bool = False) -> list[
     """Map the stage files, each (views, N, C, H, W), for reading.
 
     Args:
-        folder: Of the cache.
-        meta: What must be in it.
-        create: Make the files first; they take room on the disk as they are filled.
+        folder: The cache's folder.
+        meta: What the files must hold.
+        create: Create the files first; they take room on the disk as they are filled.
 
     Raises:
         DataError: A file is missing, damaged or not the one that `meta` describes.
@@ -265,7 +265,7 @@ def open_stages(folder: Path, meta: CacheMeta, *, create: bool = False) -> list[
         dtype, expected = _NUMPY[meta.dtype], (meta.views, meta.count, *shape)
         try:
             if create:
-                path.unlink(missing_ok=True)  # whoever reads an old one keeps it
+                path.unlink(missing_ok=True)  # processes that read the old file keep it
                 np.lib.format.open_memmap(path, "w+", dtype, expected)
             stage = np.lib.format.open_memmap(path, "r")
         except (OSError, ValueError) as error:
@@ -277,10 +277,10 @@ def open_stages(folder: Path, meta: CacheMeta, *, create: bool = False) -> list[
 
 
 def read_ahead(stage: np.memmap, rows: np.ndarray) -> None:
-    """Ask the system for rows that are about to be read, so that the disk sees them all at once.
+    """Ask the system for rows that are about to be read, so that the disk reads them all at once.
 
-    A gather alone would wait for page after page: four times as long where the cache is larger
-    than the memory. Costs little where it is not, and does nothing where there is no such call.
+    A gather alone waits for page after page, which takes four times as long for a cache larger than
+    the memory. For smaller ones this costs little; systems without `madvise` skip it.
 
     Args:
         stage: (views, N, C, H, W) as `open_stages` maps it.
@@ -298,11 +298,11 @@ def read_ahead(stage: np.memmap, rows: np.ndarray) -> None:
 
 
 def stage_path(folder: Path, number: int) -> Path:
-    """The file of a stage."""
+    """Return the file of a stage."""
     return folder / f"stage_{number}.npy"
 
 
 def hash_paths(paths: Sequence[str | os.PathLike[str]]) -> str:
-    """Stands for a list of paths."""
+    """Return a hash of a list of paths."""
     names = b"\0".join(os.fsencode(os.path.abspath(path)) for path in paths)
     return hashlib.sha256(names).hexdigest()

@@ -1,8 +1,8 @@
-"""Build a cache of frozen encoder features, so that decoder trainings take minutes.
+"""Build a cache of frozen encoder features, so that a training of the decoder takes minutes.
 
-Threads read images ahead of the encoder and another one writes behind it; all three overlap. The
-rows are written in order and the position is made safe every few hundred images, so a build that
-was killed at any moment goes on from there and gives the same file to the byte.
+Threads read images ahead of the encoder and another one writes its features; all overlap. Rows are
+written in order, and the position is saved every few hundred images, so that a build killed at any
+moment continues from there and gives the same files to the byte.
 
 Shapes: N images, B batch, C channels of a stage, H x W its grid, S side of the encoder's input.
 """
@@ -50,8 +50,8 @@ Extract = Callable[[Tensor], Sequence[Tensor]]
 """A backbone: images (B, 3, S, S) float32 -> one feature map (B, C, H, W) per stage."""
 
 _LOCK = "lock"
-_BEHIND = 2  # batches that wait to be written
-_TELL_SECONDS = 60.0  # between lines in the log where there is no progress bar
+_MAX_PENDING = 2  # batches that wait to be written
+_LOG_SECONDS = 60.0  # between lines in the log where there is no progress bar
 
 
 def build_features(
@@ -71,28 +71,28 @@ def build_features(
     save_every: int = 512,
     copies: int = 1,
 ) -> FeatureCache:
-    """Run the encoder over all images and keep its features; a finished cache is just opened.
+    """Run the encoder over all images and store its features; a finished cache is just opened.
 
-    An interrupted call continues where it stopped when it is repeated. Any number of processes
-    (the ranks of one training, or several trainings) may ask for one cache at the same time: the
-    first to come builds it and the others wait. Should it die, the next one goes on.
+    A repeated call continues an interrupted one. Any number of processes (the ranks of one
+    training, or several trainings) may ask for one cache at the same time: the first builds it and
+    the others wait. If it dies, the next one continues.
 
     Args:
         folder: Root of the caches; this one becomes the sub-folder named by its key.
         paths: The images; row i of the cache is paths[i].
-        preprocess: That of the encoder.
+        preprocess: The encoder's preprocessing.
         extract: The encoder: (B, 3, S, S) float32 on `device` -> one (B, C, H, W) per stage.
         batch_size: Images per call of `extract`.
         workers: Threads that read images; None takes one per core, at most 16.
-        mirror: Keep mirror images as well.
+        mirror: Store a mirrored version of each copy as well.
         progress: Show a progress bar (only on a terminal; elsewhere a line a minute is logged).
-        fingerprint: Stands for the encoder's architecture and weights (their hash).
-        dtype: How features are kept, `fp16` or `bf16`.
-        precision: How `extract` computes, as the recipe names it; part of the cache's identity.
-        device: Where images are normalised and handed to `extract`.
-        save_every: Images after which the progress is made safe on disk.
-        copies: Versions of each image: the image as it is, and augmented ones (which depend on
-            the image's number and the copy's alone).
+        fingerprint: Hash of the encoder's architecture and weights.
+        dtype: Type of the stored features, `fp16` or `bf16`.
+        precision: How `extract` computes, as the recipe names it; part of the cache's key.
+        device: Where images are normalised and given to `extract`.
+        save_every: Number of images after which the position is saved.
+        copies: Versions of each image: the image as it is, and augmented ones (which depend only
+            on the image's number and the copy's).
 
     Raises:
         DataError: An image cannot be read, the disk has not enough room, features are not finite.
@@ -114,9 +114,9 @@ def build_features(
         raise DataError(f"{target}: cannot make this folder ({error.strerror})") from error
 
     def compute(pixels: Tensor) -> list[Sequence[Tensor]]:
-        """(B, copies, S, S, 3) uint8 -> the stages of each view."""
+        """Return the stages of each view of (B, copies, S, S, 3) uint8 images."""
         plain = pixels.to(device).unbind(1)
-        # Resizing the whole image commutes with mirroring it: no second reading.
+        # Mirroring after resizing gives the same as before: no second reading.
         mirrored = [each.flip(2) for each in plain] if mirror else []
         return [extract(preprocess.normalize(each)) for each in [*plain, *mirrored]]
 
@@ -124,7 +124,7 @@ def build_features(
         meta = CacheMeta.read(target)
         if meta is None or meta.key != key:
             meta = CacheMeta(key, hash_paths(paths), views, len(paths), [], 0, dtype, copies=copies)
-            _tell_of_others(Path(folder), meta)
+            _log_other_caches(Path(folder), meta)
         if meta.done < meta.count:
             with contextlib.closing(
                 _batches(paths, meta.done, preprocess, copies, batch_size, workers)
@@ -133,8 +133,8 @@ def build_features(
     return FeatureCache.open(target)
 
 
-def _tell_of_others(root: Path, meta: CacheMeta) -> None:
-    """Say that there are caches of these images and none of them can be used."""
+def _log_other_caches(root: Path, meta: CacheMeta) -> None:
+    """Log that there are caches of these images, but none with this key."""
     folders = [path.parent for path in sorted(root.glob(f"*/{META}"))]
     same = [
         folder.name
@@ -158,7 +158,7 @@ def _batches(
     batch_size: int,
     workers: int | None,
 ) -> Generator[Tensor, None, None]:
-    """The images from `start` on, (B, copies, S, S, 3) uint8, read while the encoder computes.
+    """Yield the images from `start` on, (B, copies, S, S, 3) uint8, read ahead of the encoder.
 
     Raises:
         DataError: An image cannot be read.
@@ -167,19 +167,19 @@ def _batches(
 
     def read(number: int) -> np.ndarray:
         path = os.fspath(paths[number])
-        pictures = [preprocess.to_uint8(open_image(path, shrink_to=preprocess.size))]
+        views = [preprocess.to_uint8(open_image(path, shrink_to=preprocess.size))]
         if copies > 1:
             image = open_image(path, shrink_to=augment.shrink_to)
             for copy in range(1, copies):
-                pictures.append(augment(image, np.random.default_rng([number, copy])))
-        return np.stack(pictures)
+                views.append(augment(image, np.random.default_rng([number, copy])))
+        return np.stack(views)
 
     workers = workers or min(16, os.cpu_count() or 1)
     rows: list[np.ndarray] = []
     depth = max(2 * batch_size, 4 * workers)
     try:
-        for pictures in map_ahead(read, range(start, len(paths)), workers=workers, depth=depth):
-            rows.append(pictures)
+        for views in map_ahead(read, range(start, len(paths)), workers=workers, depth=depth):
+            rows.append(views)
             if len(rows) == batch_size:
                 yield torch.from_numpy(np.stack(rows))
                 rows = []
@@ -214,7 +214,7 @@ def _fill(
             writer.add(compute(pixels))
             bar.update(len(pixels))
             done += len(pixels)
-            if bar.disable and time.monotonic() - told >= _TELL_SECONDS:
+            if bar.disable and time.monotonic() - told >= _LOG_SECONDS:
                 told = time.monotonic()
                 rate = done / (told - start)
                 left = (meta.count - meta.done - done) / rate / 60
@@ -229,13 +229,13 @@ def _fill(
 
 
 class _Writer:
-    """Writes batches behind the encoder, in a thread, and saves the position on the way.
+    """Writes batches in a thread while the encoder computes, and saves the position on the way.
 
-    On leaving the block everything that was added is on the disk, also after an interrupt.
+    When the block ends, also by an interrupt, everything that was added is on the disk.
 
     Args:
-        folder: Of the cache.
-        meta: What is there, and what is to come.
+        folder: The cache's folder.
+        meta: Its metadata; `done` tells where to continue.
         save_every: Images between two saves.
     """
 
@@ -244,7 +244,7 @@ class _Writer:
         self.meta = meta
         self.save_every = save_every
         self.position = self._added = meta.done
-        self._files: list[tuple[BinaryIO, int]] = []  # of each stage: the file, its header's size
+        self._files: list[tuple[BinaryIO, int]] = []  # per stage: the file, its header's size
         self._pool = ThreadPoolExecutor(1, "features")
         self._pending: deque[Future[None]] = deque()
         if meta.done:
@@ -252,17 +252,17 @@ class _Writer:
             self._open(create=False)
 
     def add(self, views: Sequence[Sequence[Tensor]]) -> None:
-        """Take the stages of a batch, for each view; waits while too many batches are unwritten.
+        """Add the stages of a batch for each view; wait while too many batches are unwritten.
 
         Raises:
-            DataError: This batch does not fit on the disk, or an earlier one could not be written.
+            DataError: The disk has no room for the cache, or an earlier batch could not be written.
         """
         if not self._files:
             shapes = [list(stage.shape[1:]) for stage in views[0]]
             self.meta = replace(self.meta, shapes=shapes)
             _check_room(self.folder, self.meta)
             self._open(create=True)
-        if len(self._pending) == _BEHIND:
+        if len(self._pending) == _MAX_PENDING:
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._write, views, self._added))
         self._added += len(views[0][0])
@@ -281,7 +281,7 @@ class _Writer:
                 self._pending.popleft().result()
             self._save()
         except DataError:
-            if error is None:  # else that one is told
+            if error is None:  # else the first error is the one to report
                 raise
         finally:
             self._pool.shutdown(cancel_futures=True)
@@ -302,7 +302,7 @@ class _Writer:
             for (file, offset), stage in zip(self._files, stages, strict=True):
                 bits = _to_bits(stage, self.meta.torch_dtype, start)
                 row = view * self.meta.count + start
-                with self._told():
+                with self._write_errors():
                     file.seek(offset + row * bits[0].nbytes)
                     file.write(bits.data)
         self.position = start + len(views[0][0])
@@ -310,10 +310,10 @@ class _Writer:
             self._save()
 
     def _save(self) -> None:
-        """Bring all rows to the disk, then the position."""
+        """Flush all rows to the disk, then the position."""
         if self.position == self.meta.done:
             return
-        with self._told():
+        with self._write_errors():
             for file, _ in self._files:
                 file.flush()
                 os.fsync(file.fileno())
@@ -322,8 +322,11 @@ class _Writer:
         self.meta = meta
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        # Written by calls, not through the memory map: there a full disk is a SIGBUS.
+    def _write_errors(self) -> Iterator[None]:
+        """Turn an OSError into a DataError.
+
+        Files are written by calls: through the memory map, a full disk would be a SIGBUS.
+        """
         try:
             yield
         except OSError as error:
@@ -334,9 +337,9 @@ class _Writer:
 
 
 def _to_bits(stage: Tensor, dtype: torch.dtype, first: int) -> np.ndarray:
-    """(B, C, H, W) of any float type -> its bits in half precision, int16.
+    """Return the bits in half precision, as int16, of (B, C, H, W) of any float type.
 
-    Too large values are clamped, with a warning.
+    Values out of range are clamped, with a warning.
     """
     top = float(stage.abs().amax())  # NaN if there is one
     if not np.isfinite(top):
@@ -355,6 +358,7 @@ def _to_bits(stage: Tensor, dtype: torch.dtype, first: int) -> np.ndarray:
 
 
 def _check_room(folder: Path, meta: CacheMeta) -> None:
+    """Log the size of the cache, and check that the rest of it fits on the disk."""
     needed = meta.nbytes * (meta.count - meta.done) / meta.count
     free = shutil.disk_usage(folder).free
     logger.info("feature cache: %s at %s (%s free)", meta.describe(), folder, _gigabytes(free))
@@ -371,7 +375,7 @@ def _gigabytes(size: float) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, waiting for the process that holds it."""
+    """Hold the folder's lock while the block runs; wait for a process that holds it."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(

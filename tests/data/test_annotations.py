@@ -155,14 +155,12 @@ def test_captions_of_unlisted_photos_are_reported(photos, tmp_path, caplog):
 def test_karpathy_splits(photos, tmp_path):
     path = write(tmp_path / "k.json", karpathy_content())
 
-    def ids(split, **options):
-        return [e.image_id for e in read_captions(path, split=split, **options)]
+    def ids(split):
+        return [e.image_id for e in read_captions(path, split=split)]
 
     assert ids(None) == [0, 1, 2]
     assert ids("train") == [0, 1]
     assert ids("val") == [2]
-    assert ids("train", restval_as_train=False) == [0]
-    assert ids("restval", restval_as_train=False) == [1]
     with pytest.raises(DataError, match="no split 'test' in it, only train, val"):
         ids("test")
 
