@@ -210,11 +210,8 @@ def _caption_on_ray(arguments: argparse.Namespace) -> int:
 def merge_command(arguments: argparse.Namespace) -> int:
     """Merge the results of shards.
 
-    Args:
-        arguments: Those of `arguments.add_merge_arguments`.
-
     Returns:
-        The exit status: 0, or 1 if a photo has no caption.
+        The exit status: 0, or 1 if an image has no caption.
 
     Raises:
         CaptionerError: The shards are not all done, do not belong together, or the output cannot
@@ -226,7 +223,7 @@ def merge_command(arguments: argparse.Namespace) -> int:
 
 
 def how_to_go_on(arguments: argparse.Namespace) -> str:
-    """For the end of a message about a run that stopped; empty if it cannot be resumed."""
+    """Return the end of a message about an interrupted run; empty if it cannot be resumed."""
     if getattr(arguments, "output", None) is None and getattr(arguments, "format", "") != "sidecar":
         return ""
     return "; what was written is kept: the same command with --resume goes on"
@@ -245,7 +242,7 @@ def _check_shardable(arguments: argparse.Namespace, shard: Shard) -> None:
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse to write over what is read, or two things into one file."""
+    """Refuse to overwrite a source, or to write two outputs into one file."""
     outputs = [path for path in (arguments.output, arguments.errors) if path is not None]
     if len({os.path.abspath(path) for path in outputs}) < len(outputs):
         raise ConfigError("-o and --errors name the same file")

@@ -1,6 +1,6 @@
-"""The commands ``captioner evaluate`` and ``captioner compare``.
+"""The commands `captioner evaluate` and `captioner compare`.
 
-What scores captions that exist needs no torch, and does not wait for its import.
+Scoring existing captions needs no PyTorch and does not import it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_model(arguments: argparse.Namespace) -> int:
-    """Score a model on captioned photos: ``captioner evaluate``."""
+    """Score a model on captioned images: `captioner evaluate`."""
     if arguments.report:
         check_libraries()
     search = search_options(arguments)
@@ -68,12 +68,12 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         names = map(os.path.basename, arguments.model or ["the shipped model"])
         title = " + ".join(names)
         write_report(arguments.report, result.quality, photos, title=title, evaluation=result)
-    print(result.table())  # last: the reader of a pipe may be gone
+    print(result.table())  # last, as the reader of a pipe may be gone
     return 1 if result.failures else 0
 
 
 def evaluate_captions(arguments: argparse.Namespace) -> int:
-    """Score a file of captions: ``captioner evaluate --results``."""
+    """Score a file of captions: `captioner evaluate --results`."""
     others = [name for name in ("model", "faithfulness", "results_out") if getattr(arguments, name)]
     options = ["--" + name.replace("_", "-") for name in others]
     for option in (*options, *given_search_options(arguments)):
@@ -93,7 +93,7 @@ def evaluate_captions(arguments: argparse.Namespace) -> int:
         _write_json(arguments.json, result.to_dict())
     if arguments.report:
         found: list[Example] = []
-        with contextlib.suppress(CaptionerError):  # no photo at all: a page of text
+        with contextlib.suppress(CaptionerError):  # no image at all: a page of text
             found = read_captions(
                 arguments.captions, arguments.images, arguments.split, missing="skip"
             )
@@ -106,7 +106,7 @@ def evaluate_captions(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Compare two sets of captions: ``captioner compare``."""
+    """Compare two sets of captions: `captioner compare`."""
     examples = None
     if arguments.captions:
         examples = read_captions(arguments.captions, split=arguments.split, missing="ignore")
@@ -118,7 +118,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def _training_captions(path: str | None) -> frozenset[tuple[str, ...]] | None:
-    """The captions of a training set, to find copies of them."""
+    """Return the captions of a training set, to count copies of them."""
     if path is None:
         return None
     examples = read_captions(path, missing="ignore")

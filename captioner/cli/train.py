@@ -1,4 +1,4 @@
-"""The command ``captioner train``, in one process or as one of several that torchrun started."""
+"""The command `captioner train`, in one process or as one of several that torchrun started."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from captioner.training.trainer import Trainer
 
 
 def train(config: Config, *, resume: bool = False) -> int:
-    """Train by a recipe; the metrics of the last validation go to standard output.
+    """Train a model and print the metrics of the last validation.
 
     Args:
-        config: The recipe.
-        resume: Go on with the run in its folder; after a restart by torchrun this is understood.
+        config: The configuration of the run.
+        resume: Continue the run in its folder; implied after a restart by torchrun.
 
     Returns:
         The exit status: 130 if the run was stopped before its end.
 
     Raises:
-        CaptionerError: The recipe or its data cannot be used, or another run is in its folder.
+        CaptionerError: The configuration or its data cannot be used, or another run uses its
+            folder.
     """
     with process_group(config.device):
         return _train_in_group(config, resume)
 
 
 def _train_in_group(config: Config, resume: bool) -> int:
-    """A function of its own, because the trainer must be gone before the group ends."""
+    """Train; a separate function, so that the trainer is deleted before the group ends."""
     with exclusive_run_dir(Path(config.out)):
         trainer = Trainer(config, resume=resume or (restarted() and has_state(config.out)))
         metrics = trainer.run()

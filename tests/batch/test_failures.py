@@ -1,4 +1,4 @@
-"""What goes wrong around a run: one clear line, what was written is kept, ``--resume`` goes on."""
+"""What goes wrong around a run: one clear line, what was written is kept, `--resume` goes on."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ from captioner.cli import main as cli
 
 @pytest.fixture
 def caption(model, capsys):
-    """Run ``captioner caption`` -> (status, standard error)."""
+    """Run `captioner caption` -> (status, standard error)."""
 
     def call(*arguments):
         status = cli.main(["caption", *map(str, arguments), "--model", str(model), "--quiet"])
@@ -37,7 +37,7 @@ def caption(model, capsys):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """``photos/00.png`` to ``photos/11.png``, relative to the working directory."""
+    """`photos/00.png` to `photos/11.png`, relative to the working directory."""
     make_photos(tmp_path / "photos", 12)
     monkeypatch.chdir(tmp_path)
     return Path("photos")

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 
 
 def serve():
-    """Fork a ``captioner`` for each line of standard input; answer with its process and status."""
+    """Fork a `captioner` for each line of standard input; answer with its process and status."""
     import timm  # noqa: F401
 
     import captioner.api
@@ -103,7 +103,7 @@ def server():
 
 @pytest.fixture
 def start(server, model, tmp_path, monkeypatch):
-    """Start ``captioner caption photos ...`` in a folder of 24 photos, one of which is none."""
+    """Start `captioner caption photos ...` in a folder of 24 photos, one of which is none."""
     make_photos(tmp_path / "photos", PHOTOS)
     (tmp_path / "photos" / "07.png").write_bytes(b"nonsense")
     monkeypatch.chdir(tmp_path)

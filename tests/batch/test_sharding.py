@@ -47,7 +47,7 @@ def _in_a_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def caption(capsys, monkeypatch):
-    """Run ``captioner caption`` with a fake model -> (status, stderr)."""
+    """Run `captioner caption` with a fake model -> (status, stderr)."""
 
     def call(*arguments, captioner=None):
         monkeypatch.setattr(command, "load_captioner", lambda **options: captioner or Fake())

@@ -19,7 +19,7 @@ from captioner.cli import main as cli
 
 @pytest.fixture
 def caption(model, capsys):
-    """Run ``captioner caption`` -> (status, stdout, stderr)."""
+    """Run `captioner caption` -> (status, stdout, stderr)."""
 
     def call(*arguments):
         status = cli.main(["caption", *map(str, arguments), "--model", str(model)])

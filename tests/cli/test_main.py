@@ -1,4 +1,4 @@
-"""The commands other than ``caption``."""
+"""The commands other than `caption`."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The search options of ``captioner caption``, from words on the command line to sentences."""
+"""The search options of `captioner caption`, from words on the command line to sentences."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_other_options_run(rows):
 
 @pytest.fixture
 def evaluated(model, photos, tmp_path, capsys):
-    """Runs ``captioner evaluate`` and reads its captions, photo by photo."""
+    """Runs `captioner evaluate` and reads its captions, photo by photo."""
     references = tmp_path / "captions.jsonl"
     names = sorted(path.name for path in photos.iterdir())
     lines = [json.dumps({"image": name, "captions": ["a dog runs"]}) for name in names]
