@@ -65,7 +65,7 @@ def main() -> None:
         memories.append(captioner.encode(np.stack(squares)))
     references = [example.captions for example in examples]
     print(f"{len(examples)} photos\n")
-    print("| | CIDEr-D | BLEU-4 | words | said of one photo only | cost |")
+    print("| | CIDEr-D | BLEU-4 | words | unique captions | cost |")
     print("|---|---:|---:|---:|---:|---:|")
     decode(captioner, memories[:1], keys[:1], DecodingOptions())  # the first call allocates
     greedy = 0.0
