@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         DataError,
         ImageError,
     )
+    from captioner.hub import ModelFile, list_models
     from captioner.outputs import Caption, Failure, SentenceScore
 
 __all__ = [
@@ -30,13 +31,17 @@ __all__ = [
     "Ensemble",
     "Failure",
     "ImageError",
+    "ModelFile",
     "SentenceScore",
     "__version__",
+    "list_models",
 ]
 _MODULES = {
     "Captioner": "api",
     "Ensemble": "api",
     "DecodingOptions": "decoding.options",
+    "ModelFile": "hub",
+    "list_models": "hub",
     "Caption": "outputs",
     "Failure": "outputs",
     "SentenceScore": "outputs",

@@ -20,7 +20,6 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
@@ -33,6 +32,7 @@ from captioner.decoding.hypothesis import EnsembleStepper, Hypothesis, score_wor
 from captioner.decoding.options import DecodingOptions, decoding_options
 from captioner.decoding.sampling import image_key, sample
 from captioner.errors import CaptionerError, CheckpointError, ConfigError
+from captioner.hub import WEIGHTS, local_model
 from captioner.image.io import ImageSource, open_image
 from captioner.outputs import Caption, Failure, SentenceScore
 from captioner.tokenizer import Vocabulary, tokenize
@@ -48,7 +48,7 @@ __all__ = ["DEFAULT_WEIGHTS", "Caption", "Captioner", "Ensemble", "Failure", "Se
 # A source and, for each model, the square it sees.
 _Opened: TypeAlias = "tuple[ImageSource, list[np.ndarray] | CaptionerError]"
 
-DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
+DEFAULT_WEIGHTS = WEIGHTS / "default.safetensors"
 
 
 class Captioner:
@@ -106,7 +106,8 @@ class Captioner:
         """Load a model file; without a path, the model that ships with the package.
 
         Args:
-            path: A model file or an export.
+            path: A model file or an export; or `hf-hub:owner/name[@revision]`, a model of the
+                Hugging Face Hub (extra `hub`).
             backend: `torch`; `onnx` for a model with an export (see `captioner export`); `auto`
                 takes onnx on a CPU if there is an export, else torch.
             device: `auto`, `cpu`, `cuda`, ...; torch only.
@@ -118,7 +119,7 @@ class Captioner:
         """
         if path is None and not is_installed(DEFAULT_WEIGHTS):
             raise CheckpointError("this installation ships no default model: name a model file")
-        path = DEFAULT_WEIGHTS if path is None else Path(path)
+        path = DEFAULT_WEIGHTS if path is None else local_model(path)
         return cls.from_backend(load_backend(path, backend, device, precision))
 
     def __repr__(self) -> str:

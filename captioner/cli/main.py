@@ -22,6 +22,7 @@ from captioner import __version__
 from captioner.cli.demo import add_demo_arguments, demo
 from captioner.cli.export import add_export_arguments, export
 from captioner.cli.options import (
+    HUB_HELP,
     add_caption_arguments,
     add_compare_arguments,
     add_evaluate_arguments,
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("which command? " + ", ".join(commands))
         arguments = _parse(commands[argv[0]], argv[1:])
         with _logging(logging.DEBUG if arguments.verbose else arguments.level):
+            _fetch_models(arguments)
             status: int = arguments.run(arguments)
             return status
     except SystemExit as stop:
@@ -80,6 +82,18 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
     """
     parse = parser.parse_args if "--" in argv else parser.parse_intermixed_args
     return parse(argv)
+
+
+def _fetch_models(arguments: argparse.Namespace) -> None:
+    """Replace models of the hub, named `hf-hub:...`, by the files that are downloaded."""
+    models = getattr(arguments, "model", None)
+    names = [models] if isinstance(models, str) else models or []
+    if not any(name.startswith("hf-hub:") for name in names):
+        return
+    from captioner.hub import local_model
+
+    paths = [str(local_model(name)) for name in names]
+    arguments.model = paths[0] if isinstance(models, str) else paths
 
 
 def _caption(arguments: argparse.Namespace) -> int:
@@ -293,6 +307,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         add("export", export, "make a model ready to caption without PyTorch", logging.INFO)
     )
     info = add("info", _info, "describe a model file or an export")
-    info.add_argument("model", nargs="?", metavar="FILE", help="default: the shipped model")
+    info.add_argument(
+        "model", nargs="?", metavar="MODEL", help="default: the shipped model" + HUB_HELP
+    )
     info.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser, dict(commands.choices)

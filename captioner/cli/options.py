@@ -12,6 +12,8 @@ from captioner.batch import FORMATS
 from captioner.decoding.options import OPTION_NAMES, WORD_OPTIONS, DecodingOptions
 from captioner.errors import ConfigError
 
+HUB_HELP = ". A model is a file, or hf-hub:owner/name[@revision] on the Hugging Face Hub"
+
 
 def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `captioner caption`."""
@@ -140,7 +142,7 @@ def _add_reference_arguments(parser: argparse.ArgumentParser, required: bool) ->
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     text = "default: the shipped model; given several times, the models caption together"
-    add("-m", "--model", action="append", metavar="FILE", help=text)
+    add("-m", "--model", action="append", metavar="MODEL", help=text + HUB_HELP)
     add(
         "--batch-size",
         type=_positive,
