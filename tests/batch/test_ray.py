@@ -136,7 +136,7 @@ def test_part_names_tell_what_is_inside():
 
 def test_part_names_tell_how_they_were_made(photos):
     def names(*options, **search):
-        arguments = cli._build_parser()[1]["caption"].parse_args([*options, *sources])
+        arguments = cli.build_parser()[1]["caption"].parse_args([*options, *sources])
         return [unit.name for unit in plan(sources, json.dumps(run_settings(arguments, search)))]
 
     sources = [str(photos), make_archive("shard.tar", photos)]
