@@ -262,6 +262,11 @@ class CaptionLoader(DataLoader[Any]):
                 " worker processes (data.workers=0) to see why"
             ) from error
 
+    def end_workers(self) -> None:
+        """End the workers now, whatever they wait for; the loader cannot be used any more."""
+        for worker in getattr(self._iterator, "_workers", []):
+            worker.terminate()
+
 
 def make_loader(
     dataset: CaptionDataset,

@@ -61,6 +61,10 @@ logger = logging.getLogger(__name__)
 _GRACE = 5.0  # seconds
 
 
+class _StopWaiting(KeyboardInterrupt):
+    """Raised by a signal while the run waits for images: its state is whole, and can be saved."""
+
+
 class Trainer:
     """One training run.
 
@@ -154,6 +158,7 @@ class Trainer:
         # Stopping
         self._told_to_stop = False  # this process
         self._stop = False  # all processes, by agreement
+        self._awaits_batch = False  # between two steps
         self._loses_nothing = True  # ending at once would lose no step
         self._slowest_step = 0.0  # seconds
         self._ended = threading.Event()
@@ -204,7 +209,7 @@ class Trainer:
         """Run the remaining steps of the sampler's epoch."""
         self.model.train()
         start = time.monotonic()
-        for batch in self.loader:
+        for batch in self._batches():
             parts, norm = self._train_step(batch)
             self.sampler.advance()
             self.step += 1
@@ -222,6 +227,23 @@ class Trainer:
                 self._save_state()
             start, before = time.monotonic(), start
             self._slowest_step = max(self._slowest_step, start - before)
+
+    def _batches(self) -> Iterator[CaptionBatch]:
+        """Yield the batches of the epoch; end when told to stop while the images are read."""
+        batches = iter(self.loader)
+        try:
+            while True:
+                self._awaits_batch = True
+                batch = next(batches, None)
+                self._awaits_batch = False
+                if batch is None:
+                    return
+                yield batch
+        except _StopWaiting:
+            self._stop = True
+            self.loader.end_workers()  # they may be stuck
+        finally:
+            self._awaits_batch = False
 
     def _train_step(self, batch: CaptionBatch) -> tuple[dict[str, float], float]:
         """Run forward and backward in parts, clip, update.
@@ -369,6 +391,8 @@ class Trainer:
         if self._told_to_stop or self._loses_nothing:
             raise KeyboardInterrupt
         self._told_to_stop = True
+        if self._awaits_batch and world_size() == 1:  # several processes stop after one same step
+            raise _StopWaiting
         logger.warning("finishing this step, then saving (Ctrl-C again to quit at once)")
         threading.Thread(target=self._end_if_stuck, args=(self.step,), daemon=True).start()
 

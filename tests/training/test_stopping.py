@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 from helpers.trainings import Interrupt, recipe
 from pictures import write_pictures
 
+from captioner.data import dataset
 from captioner.training import trainer as module
 from captioner.training.trainer import Trainer
 
@@ -52,6 +54,42 @@ def test_a_run_that_makes_no_progress_ends_after_one_signal(trainer, monkeypatch
         trainer.run()
     assert trainer.step == 1
     assert "no step finished" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_ends_a_load_that_stalls(tmp_path, monkeypatch, workers):
+    """Such as a file on a server that does not answer: what was trained so far is saved."""
+    write_pictures(tmp_path, 4)
+    stalled = tmp_path / "stalled"
+    trainer = Trainer(
+        recipe(tmp_path, optim={"epochs": 2}, data={"cache": None, "workers": workers})
+    )
+    read, step = dataset.open_image, trainer._train_step
+
+    def open_image(*arguments, **options):
+        if stalled.exists():
+            (tmp_path / "reached").touch()
+            wait_for_ever()
+        return read(*arguments, **options)
+
+    def train_step(batch):
+        result = step(batch)
+        stalled.touch()
+        threading.Thread(target=signal_when_reached).start()
+        return result
+
+    def signal_when_reached():
+        while not (tmp_path / "reached").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(dataset, "open_image", open_image)
+    trainer._train_step = train_step
+    trainer._validate = lambda epoch: None
+    trainer.run()
+    stalled.unlink()
+    assert 1 <= trainer.step < trainer.total_steps
+    assert Trainer(trainer.config, resume=True).step == trainer.step
 
 
 def test_a_validation_is_not_waited_for(trainer, tmp_path):
