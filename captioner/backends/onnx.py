@@ -12,9 +12,12 @@ A attention size, H_d hidden size, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import logging
 import os
+import threading
+import weakref
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,6 +38,11 @@ STEP_OUTPUTS = ("log_probs", "attention", "next_hidden", "next_cell")
 _GRAPHS = {"encoder": (ENCODER_INPUTS, ENCODER_OUTPUTS), "step": (STEP_INPUTS, STEP_OUTPUTS)}
 _MAX_LANES = 4
 _ENDING = ".onnx.safetensors"
+
+# ONNX Runtime 1.32 and later report their use to Microsoft from a thread, which reads this when it
+# is first imported. Nothing here goes out unasked; and a forked child could never end: at its exit
+# it would wait for that thread, which stayed behind in the parent.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +65,9 @@ class OnnxMemory(NamedTuple):
 class OnnxBackend:
     """An exported model.
 
+    It may be used in a forked process: the threads of a session stay behind in the parent, so the
+    child makes sessions of its own when it first computes.
+
     Args:
         path: The export.
         threads: Cores that compute; None takes all.
@@ -70,11 +81,15 @@ class OnnxBackend:
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None):
         contents = _read(Path(path))
-        self.header, self.grid, graphs = contents.header, contents.grid, contents.graphs
+        self.header, self.grid = contents.header, contents.grid
         self.parameters = contents.parameters
         self.threads = threads or os.cpu_count() or 1
-        self._encoder = _session(path, "encoder", graphs.pop("encoder"), self.threads)
-        self._step = _session(path, "step", graphs.pop("step"), self.threads)
+        self._path = Path(path).absolute()
+        self._digests = contents.digests
+        self._lock = threading.Lock()
+        self._sessions: dict[str, InferenceSession] = {}
+        self._start(contents.graphs)
+        _backends.add(self)
 
     @property
     def lanes(self) -> int:
@@ -90,13 +105,48 @@ class OnnxBackend:
 
     def encode(self, pixels: np.ndarray) -> OnnxMemory:
         """Encode images: (B, S, S, 3) uint8."""
-        return OnnxMemory(
-            *self._encoder.run(ENCODER_OUTPUTS, {"pixels": np.ascontiguousarray(pixels)})
-        )
+        session = self._session("encoder")
+        return OnnxMemory(*session.run(ENCODER_OUTPUTS, {"pixels": np.ascontiguousarray(pixels)}))
 
     def stepper(self, memory: OnnxMemory) -> OnnxStepper:
         """Start to decode encoded images, with one row each."""
-        return OnnxStepper(self._step, memory, self.grid)
+        return OnnxStepper(self._session("step"), memory, self.grid)
+
+    def _start(self, graphs: dict[str, bytes]) -> None:
+        for name in _GRAPHS:
+            self._sessions[name] = _session(self._path, name, graphs.pop(name), self.threads)
+
+    def _session(self, name: str) -> InferenceSession:
+        with self._lock:
+            if not self._sessions:  # forked
+                contents = _read(self._path)
+                if contents.digests != self._digests:
+                    raise CheckpointError(
+                        f"{self._path} has changed since the parent process loaded it: load the "
+                        "model in each process"
+                    )
+                self._start(contents.graphs)
+            return self._sessions[name]
+
+    def _leave_sessions(self) -> None:
+        """Do without the sessions of the parent process: called in a forked child."""
+        self._lock = threading.Lock()
+        for session in self._sessions.values():
+            # To free it, also when Python ends, would wait for its threads, which are not here.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+        self._sessions = {}
+
+
+_backends: weakref.WeakSet[OnnxBackend] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for backend in _backends:
+        backend._leave_sessions()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class OnnxStepper:
@@ -180,12 +230,16 @@ def file_digest(path: Path) -> str:
 
 
 class _Contents(NamedTuple):
-    """What is in an export: its header, (H, W) of its maps, number of weights, graphs by name."""
+    """What is in an export: header, (H, W) of its maps, number of weights, graphs by name.
+
+    `digests` has the SHA-256 of each graph.
+    """
 
     header: Header
     grid: tuple[int, int]
     parameters: int
     graphs: dict[str, bytes]
+    digests: dict[str, str]
 
 
 def _read(path: Path) -> _Contents:
@@ -215,7 +269,8 @@ def _read(path: Path) -> _Contents:
                 "export the model again"
             )
         check_graph(graph, f"{path}: the {name} graph")
-    return _Contents(header_from_document(document, path), (height, width), parameters, graphs)
+    header = header_from_document(document, path)
+    return _Contents(header, (height, width), parameters, graphs, expected)
 
 
 def _session(path: object, name: str, graph: bytes, threads: int) -> InferenceSession:

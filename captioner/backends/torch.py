@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from captioner.checkpoint import Header, load_checkpoint
+from captioner.errors import CaptionerError
 from captioner.models.attention import Memory
 from captioner.models.caption_model import CaptionModel
 from captioner.models.decoder import Decoder, State
@@ -81,6 +82,8 @@ class TorchStepper:
 class TorchBackend:
     """A model in PyTorch; see `captioner.backends.base.Backend`.
 
+    On a CPU it may be used in a forked process too, where it computes on one core per thread.
+
     Args:
         model: The network; it is not changed, a fused copy computes.
         header: Vocabulary and preprocessing that belong to it.
@@ -102,6 +105,7 @@ class TorchBackend:
     ):
         self.header = header
         self.device = resolve_device(device)
+        self._process = os.getpid()
         self.precision: Precision = precision
         self.model = fuse_bn(model).to(self.device)
         self.model.encoder.backbone.to(memory_format=torch.channels_last)
@@ -155,7 +159,16 @@ class TorchBackend:
             yield
 
     def features(self, pixels: np.ndarray) -> Grid:
-        """Encode images to the grid of features (B, L, D): (B, S, S, 3) uint8."""
+        """Encode images to the grid of features (B, L, D): (B, S, S, 3) uint8.
+
+        Raises:
+            CaptionerError: The model is on a GPU, and this process was forked after it was loaded.
+        """
+        if self.device.type != "cpu" and os.getpid() != self._process:
+            raise CaptionerError(
+                f"a model on {self.device.type} cannot be used in a forked process: load it after "
+                "the fork, or start processes with 'spawn'"
+            )
         images = self.header.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
         with torch.no_grad(), trunk_autocast(self.device, self.precision):
             grid: Grid = self.model.encoder(images)
@@ -169,3 +182,14 @@ class TorchBackend:
     def stepper(self, memory: Memory) -> TorchStepper:
         """Start to decode encoded images, one row each."""
         return TorchStepper(self.model.decoder, memory)
+
+
+def _after_fork() -> None:
+    """Compute on one core: the threads that OpenMP would wait for stayed behind in the parent."""
+    global _threads_lock
+    _threads_lock = threading.Lock()
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
