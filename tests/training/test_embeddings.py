@@ -115,7 +115,10 @@ def test_a_file_that_is_no_use(tmp_path, vocabulary, content, message):
     assert len(str(raised.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("content", [b"plain text", gzip.compress(line("dog").encode(), mtime=0)[:-12]])
+TRUNCATED = gzip.compress(line("dog").encode(), mtime=0)[:-12]
+
+
+@pytest.mark.parametrize("content", [b"plain text", TRUNCATED])
 def test_a_damaged_archive(tmp_path, vocabulary, content):
     path = tmp_path / "vectors.txt.gz"
     path.write_bytes(content)
