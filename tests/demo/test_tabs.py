@@ -18,7 +18,7 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 import gradio as gr
 
 from captioner.api import Captioner
-from captioner.demo import app, security, settings, uploads
+from captioner.demo import app, model_card, security, settings, uploads
 from captioner.demo.components import list_uploads
 from captioner.demo.models import SHIPPED, Models
 from captioner.demo.security import prepare_gradio
@@ -248,7 +248,7 @@ def test_a_card_tells_what_the_record_says(models):
         assert told in card
     assert "<dt>CIDEr-D</dt><dd>0.597</dd>" in card
     assert "<dt>BLEU-4</dt><dd>23.8</dd>" in card
-    assert about_tab.LICENCE not in html.unescape(card)
+    assert model_card.LICENCE not in html.unescape(card)
 
 
 @pytest.mark.parametrize("record", [{}, {"validation": 3, "recipe": []}, {"validation": {"a": 1}}])
@@ -271,7 +271,7 @@ def test_a_malicious_record_and_name_are_text(models):
 
 def test_the_card_of_the_shipped_model_is_complete(models):
     text = html.unescape(about_tab.about(Models.of({SHIPPED: models["tiny"]})))
-    for told in (about_tab.LICENCE, *about_tab.FAILURES, *about_tab.COMMON_FAILURES):
+    for told in (model_card.LICENCE, *model_card.FAILURES, *model_card.COMMON_FAILURES):
         assert told in text
     assert "You cannot say" in text
 
@@ -285,7 +285,7 @@ def test_the_figures_about_attention_are_those_of_the_documentation():
 
     inside, peak = row("correctness"), row("pointing, hits")
     ours, chance = row("attention"), row("random")  # by deletion; the mean is the last but one
-    assert [figures for _, *figures in about_tab.MEASURED] == [
+    assert [figures for _, *figures in model_card.MEASURED] == [
         [inside[0], inside[-1]],
         [peak[0], peak[-1]],
         [ours[-2], chance[-2]],

@@ -1,0 +1,145 @@
+"""A model's card: what it is made of, how good it is, where it fails, its licence.
+
+All of this comes from the record in the model file, except for licence and failures of the model
+that ships with the package: no training can know these. The demo shows the card as HTML, and
+`scripts/model_card.py` writes MODEL_CARD.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from captioner.checkpoint import Header
+
+LICENCE = (
+    "Apache-2.0, the code and the weights. Trained on Flickr8k (Hodosh et al. 2013) and a part of "
+    "MS-COCO (captions CC BY 4.0), starting from ImageNet weights of EfficientNet-Lite2 "
+    "(Apache-2.0)."
+)
+FAILURES = (
+    "It has seen few photos: people, dogs, sports and streets. Outside of these it repeats itself.",
+    "It guesses genders, and often guesses wrong.",
+    "It counts badly.",
+)
+COMMON_FAILURES = (
+    "It always says something, even about an empty wall, and names things that are not there.",
+    "It knows only the words of its vocabulary: no names, no writing in the photo.",
+)
+# Of docs/attention.md (scripts/attention_figures.py); a test compares them.
+MEASURED = (
+    ("Share of a map inside the outline of the object that its word names", "0.504", "0.185"),
+    ("Maps whose brightest cell lies inside that outline", "0.641", "0.187"),
+    ("Fall of a word's log-probability without the cells with most attention", "0.394", "0.012"),
+)
+_METRICS = {
+    "cider": "CIDEr-D",
+    "bleu4": "BLEU-4",
+    "bleu1": "BLEU-1",
+    "rouge_l": "ROUGE-L",
+    "attention_entropy": "Entropy of the maps (1 is uniform)",
+    "words": "Words a sentence",
+}
+_SHARES = ("bleu1", "bleu4", "rouge_l")  # told in percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a card, as plain text.
+
+    Attributes:
+        title: Its heading.
+        text: A paragraph.
+        points: A list below it.
+        rows: A table of names and values below it.
+    """
+
+    title: str
+    text: str = ""
+    points: tuple[str, ...] = ()
+    rows: tuple[tuple[str, str], ...] = ()
+
+
+def model_card(
+    header: Header, parameters: int, grid: tuple[int, int], *, shipped: bool = False
+) -> list[Section]:
+    """Return the sections of a model's card.
+
+    Args:
+        header: Of the model file.
+        parameters: Number of its weights.
+        grid: Height and width of its attention maps.
+        shipped: Whether it is the model of the package, whose licence and failures are known.
+    """
+    return [
+        Section(title="What it is", text=_network(header, parameters, grid)),
+        Section(title="What it learnt from", text=_data(header.record)),
+        _figures(header.record),
+        Section(title="Where it fails", points=(*(FAILURES if shipped else ()), *COMMON_FAILURES)),
+        Section(
+            title="Licence",
+            text=LICENCE if shipped else "The model file names none: ask whoever trained it.",
+        ),
+    ]
+
+
+def _network(header: Header, parameters: int, grid: tuple[int, int]) -> str:
+    """Describe the network in two sentences."""
+    config = header.config
+    height, width = grid
+    known = len(header.vocabulary)
+    return (
+        f"A convolutional network ({config.encoder.name}) reads the whole photo, squashed to "
+        f"{config.encoder.image_size} × {config.encoder.image_size} pixels, into a grid of "
+        f"{height} × {width} cells; an LSTM of {config.decoder.hidden} units writes the sentence "
+        f"and looks at the grid before each word ({config.attention.kind.replace('_', '-')} "
+        f"attention). {parameters / 1e6:.1f} million weights; a vocabulary of {known:,} words."
+    )
+
+
+def _data(record: Mapping[str, Any]) -> str:
+    """Name the training data, as far as the record tells."""
+    files = _at(record, "recipe", "data", "train")
+    names = [str(_at(file, "captions")) for file in files] if isinstance(files, list) else []
+    told = []
+    if "training_photos" in record:
+        told.append(f"{_number(record['training_photos'])} photos with their captions")
+    if names:
+        told.append("from " + " and ".join(names))
+    text = " ".join(told) or "The model file does not tell"
+    if "date" in record:
+        text += f"; trained {record['date']}"
+    return text[:1].upper() + text[1:] + "."
+
+
+def _figures(record: Mapping[str, Any]) -> Section:
+    """Return the validation figures."""
+    title = "How good it is"
+    found = record.get("validation")
+    figures = found if isinstance(found, Mapping) else {}
+    rows = []
+    for key, label in _METRICS.items():
+        value = figures.get(key)
+        if isinstance(value, (int, float)):
+            shown = f"{100 * value:.1f}" if key in _SHARES else f"{value:.3g}"
+            rows.append((label, shown))
+    if not rows:
+        return Section(title=title, text="The model file tells no figures.")
+    photos = record.get("validation_photos")
+    beam = _at(record, "recipe", "validation", "beam")
+    told = "Captions that it wrote freely" + (f" with beam {beam}" if beam else "")
+    told += f" for {_number(photos)} photos" if photos else ""
+    told += " that it was not trained on, against people's captions of them:"
+    return Section(title=title, text=told, rows=tuple(rows))
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _at(value: Any, *keys: str) -> Any:
+    """Look up a value deep inside a record; None if it is not there."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
