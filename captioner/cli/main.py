@@ -222,6 +222,25 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"captioner: error: {message} ({self.prog} --help)\n")
 
 
+class _PrintCompletion(argparse.Action):
+    """Print a shell's completion script and stop."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, *rest: Any) -> None:
+        try:
+            import shtab
+        except ModuleNotFoundError:
+            message = "--print-completion needs shtab: pip install 'captioner[completion]'"
+            raise ConfigError(message) from None
+        program, commands = build_parser()
+        paths = {**dict.fromkeys(("FILE", "PATH", "MODEL"), shtab.FILE), "DIR": shtab.DIRECTORY}
+        for command in commands.values():
+            for action in command._actions:
+                if isinstance(action.metavar, str) and action.metavar in paths:
+                    action.complete = paths[action.metavar]  # type: ignore[attr-defined]
+        print(shtab.complete(program, shell))
+        parser.exit()
+
+
 def _nearest(word: str, known: Iterable[str]) -> str:
     """Return a question that names the known word most like another; empty if none is like it."""
     found = difflib.get_close_matches(word, known, n=1)
@@ -263,6 +282,13 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     text = "print the version"
     parser.add_argument(
         "--version", action="version", version=f"captioner {__version__}", help=text
+    )
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        metavar="SHELL",
+        help="print what makes bash, zsh or tcsh complete the options (extra completion)",
     )
     commands = parser.add_subparsers(metavar="COMMAND")
 

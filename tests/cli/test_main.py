@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.tiny import MODEL
 from helpers.tiny_files import WORDS, environment
 
@@ -125,3 +128,26 @@ def test_train(photos, capsys, monkeypatch):
     assert cli.main(["train", "tiny.yaml", "optim.epoch=3"]) == 2
     assert "did you mean 'epochs'" in capsys.readouterr().err
     assert cli.main(["train", "none.yaml"]) == 2
+
+
+def test_completion_of_a_shell(monkeypatch, capsys):
+    pytest.importorskip("shtab")
+    assert cli.main(["--print-completion", "zsh"]) == 0
+    assert "--beam" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.main(["--print-completion", "bash"]) == 2
+    assert "pip install 'captioner[completion]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt" or shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [(["eval"], "evaluate"), (["caption", "--be"], "--beam"), (["info", "phot"], "photos")],
+)
+def test_completion_in_bash(photos, capsys, typed, completed):
+    pytest.importorskip("shtab")
+    assert cli.main(["--print-completion", "bash"]) == 0
+    words = f"COMP_WORDS=(captioner {' '.join(typed)}); COMP_CWORD={len(typed)}"
+    script = f'{capsys.readouterr().out}\n{words}; _shtab_captioner; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == completed, done.stderr
