@@ -6,6 +6,7 @@ are no images with messages of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +66,28 @@ def theme() -> gr.themes.Base:
     )
 
 
-def image_input(**options: Any) -> gr.Image:
+def image_input(examples: Sequence[str] = (), *, elem_id: str) -> gr.Image:
     """Return a `gr.Image` whose value in Python is the path of the uploaded file, unopened.
 
     Args:
-        **options: As for `gr.Image`: `elem_id`, ...
+        examples: Paths of example images to offer below it.
+        elem_id: Its id on the page.
     """
-    usual: dict[str, Any] = {
-        "sources": ["upload", "webcam", "clipboard"],
-        "label": "Photo",
-        "show_label": False,
-        "placeholder": "Drop a photo\nor click to choose",
-        "buttons": [],
-        "height": 190,
-    }
-    image: Any = gr.Image(type="filepath", image_mode=None, **(usual | options))
+    image: Any = gr.Image(
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "webcam", "clipboard"],
+        label="Photo",
+        show_label=False,
+        placeholder="Drop a photo\nor click to choose",
+        buttons=[],
+        height=190,
+        elem_id=elem_id,
+    )
     # On the instance: beside the module of a subclass, Gradio writes a .pyi file at import.
     image.preprocess = lambda payload: None if payload is None else uploaded(payload.path)
+    if examples:
+        gr.Examples([[path] for path in examples], image, label="Examples")
     return image
 
 

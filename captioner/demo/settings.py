@@ -55,9 +55,7 @@ class Settings:
             visible=len(models.names) > 1,
             elem_id=prefix + "model",
         )
-        self.looks: list[Any] = []
-        if looks:
-            self.looks = [self.style, self.strength] = overlay_looks(prefix)
+        self.looks = overlay_looks(prefix) if looks else []
         self.search = _search_inputs(prefix, mode, captions)
         for each in (self.model, *self.looks, *self.search):
             _name_errors(each)

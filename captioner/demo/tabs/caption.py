@@ -46,18 +46,11 @@ def build(models: Models, examples: Sequence[str], start: Callable[[], View] | N
     """
     with gr.Row(elem_classes="caption-tab"):  # laid out by assets/page.css
         with gr.Column(elem_classes="input"):
-            image = image_input(elem_id="photo")
-            if examples:
-                gr.Examples([[path] for path in examples], image, label="Examples")
+            image = image_input(examples, elem_id="photo")
         with gr.Column(elem_classes="result"):
             viewer = attention_viewer(notice_payload() if start else None, elem_id="viewer")
-            own = gr.Textbox(
-                label="Your own sentence: how likely does the model find it?",
-                placeholder="a cup of coffee on a table",
-                submit_btn="Ask",
-                max_lines=1,
-                max_length=MAX_TEXT,
-                elem_id="own",
+            own = sentence_input(
+                "Your own sentence: how likely does the model find it?", elem_id="own"
             )
             with gr.Row(elem_id="downloads"):
                 takes = {
@@ -69,25 +62,8 @@ def build(models: Models, examples: Sequence[str], start: Callable[[], View] | N
             gr.Accordion("Settings", open=False, elem_id="settings"),
         ):
             settings = Settings(models)
-    state = gr.State(None, time_to_live=3600)
-
-    shown, given = [viewer, state], [settings.model, *settings.looks, *settings.search]
-    if start:
-        gr.on(None, partial(on_start, start), None, shown, **START_QUEUE)
-    image.change(partial(on_image, models), [image, *given], shown, **MODEL_QUEUE)
-    gr.on(
-        settings.changes,
-        partial(on_settings, models),
-        [image, state, *given],
-        shown,
-        trigger_mode="always_last",
-        **MODEL_QUEUE,
-    )
-    own.submit(
-        partial(on_sentence, models),
-        [own, state, settings.model, *settings.looks],
-        shown,
-        **MODEL_QUEUE,
+    state = connect(
+        models, image, own, viewer, settings, settings.looks, start, partial(on_settings, models)
     )
     ready = gr.DownloadButton(visible=False)
     for kind, button in takes.items():
@@ -97,14 +73,67 @@ def build(models: Models, examples: Sequence[str], start: Callable[[], View] | N
             ready,
             **MODEL_QUEUE,
         ).success(None, ready, None, js=read_asset("download.js"))
-    viewer.select(on_choice, state, state, queue=False, api_visibility="private")
-    gr.on(
-        [settings.style.change, settings.strength.change],
-        None,
-        [viewer, *settings.looks],
-        viewer,
-        js=read_asset("restyle.js"),
+
+
+def sentence_input(label: str, elem_id: str) -> gr.Textbox:
+    """Return the input for a visitor's own sentence."""
+    return gr.Textbox(
+        label=label,
+        placeholder="a cup of coffee on a table",
+        submit_btn="Ask",
+        max_lines=1,
+        max_length=MAX_TEXT,
+        elem_id=elem_id,
     )
+
+
+def connect(
+    models: Models,
+    image: Any,
+    own: Any,
+    viewer: Any,
+    settings: Settings,
+    looks: Sequence[Any],
+    start: Callable[[], View] | None,
+    search_again: Callable[..., tuple[Any, ...]],
+    *also_shown: Any,
+) -> gr.State:
+    """Attach the events of a viewer.
+
+    Args:
+        models: To choose among.
+        image: The input of the image.
+        own: The input of the visitor's own sentence.
+        viewer: The viewer.
+        settings: Its settings.
+        looks: Style and strength of its overlay.
+        start: Returns what is shown before an image is given; None shows nothing.
+        search_again: Handles changed settings, as `on_settings` does.
+        *also_shown: Components that `search_again` sets besides.
+
+    Returns:
+        The viewer's state: a `View` or None.
+    """
+    state = gr.State(None, time_to_live=3600)
+    shown, given = [viewer, state], [settings.model, *looks, *settings.search]
+    if start:
+        gr.on(None, partial(on_start, start), None, shown, **START_QUEUE)
+    image.change(partial(on_image, models), [image, *given], shown, **MODEL_QUEUE)
+    gr.on(
+        settings.changes,
+        search_again,
+        [image, state, *given],
+        [*shown, *also_shown],
+        trigger_mode="always_last",
+        **MODEL_QUEUE,
+    )
+    own.submit(
+        partial(on_sentence, models), [own, state, settings.model, *looks], shown, **MODEL_QUEUE
+    )
+    viewer.select(on_choice, state, state, queue=False, api_visibility="private")
+    changes = [each.change for each in looks]
+    gr.on(changes, None, [viewer, *looks], viewer, js=read_asset("restyle.js"))
+    return state
 
 
 def on_start(start: Callable[[], View]) -> tuple[dict[str, Any], View]:

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 import gradio as gr
 
-from captioner.demo.components import (
-    MODEL_QUEUE,
-    START_QUEUE,
-    attention_viewer,
-    image_input,
-    read_asset,
-)
+from captioner.demo.components import attention_viewer, image_input, read_asset
 from captioner.demo.models import Models
-from captioner.demo.security import MAX_TEXT
 from captioner.demo.session import View, notice_payload
 from captioner.demo.settings import BEAM, DIVERSE, Settings, overlay_looks
 from captioner.demo.tabs import caption as caption_tab
 
 Start: TypeAlias = "Callable[[str, str], View]"
 """Takes the name of a model and the kind of a search; returns what a side shows at first."""
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One half of the page."""
-
-    title: str
-    settings: Settings
-    accordion: Any
-    viewer: Any
-    state: Any
 
 
 def build(models: Models, examples: Sequence[str], start: Start | None) -> None:
@@ -47,25 +28,18 @@ def build(models: Models, examples: Sequence[str], start: Start | None) -> None:
     """
     with gr.Row(elem_classes="compare-tab"):  # laid out by assets/page.css
         with gr.Column(elem_classes="input"):
-            image = image_input(elem_id="compare-photo")
-            if examples:
-                gr.Examples([[path] for path in examples], image, label="Examples")
+            image = image_input(examples, elem_id="compare-photo")
         with gr.Column(elem_classes="both"):
-            own = gr.Textbox(
-                label="Ask both about a sentence: how likely is it, and where would they look?",
-                placeholder="a cup of coffee on a table",
-                submit_btn="Ask",
-                max_lines=1,
-                max_length=MAX_TEXT,
+            own = caption_tab.sentence_input(
+                "Ask both about a sentence: how likely is it, and where would they look?",
                 elem_id="compare-own",
             )
             with gr.Accordion("Overlay", open=False, elem_id="compare-looks"):
                 looks = overlay_looks("compare-")
-        both = [_lay_out(models, start, *side) for side in sides(models)]
+        for side in sides(models):
+            _add_side(models, image, own, looks, start, *side)
     # The word on show on one side is shown on the other as well.
     gr.HTML("", js_on_load=read_asset("together.js"), elem_classes="nothing")
-    for side in both:
-        _wire(models, side, image, own, looks)
 
 
 def sides(models: Models) -> list[tuple[str, str, str]]:
@@ -75,54 +49,26 @@ def sides(models: Models) -> list[tuple[str, str, str]]:
     return [("A", models.names[0], BEAM), ("B", *second)]
 
 
-def _lay_out(models: Models, start: Start | None, title: str, model: str, mode: str) -> _Side:
+def _add_side(
+    models: Models,
+    image: Any,
+    own: Any,
+    looks: list[Any],
+    start: Start | None,
+    title: str,
+    model: str,
+    mode: str,
+) -> None:
+    """Lay out one half of the page: settings and a viewer, with the events of the first tab."""
     key = title.lower()
     with gr.Column(elem_classes=f"side side-{key}"):
         label = side_label(models, title, model, mode)
         with gr.Accordion(label, open=False, elem_id=f"settings-{key}") as accordion:
             settings = Settings(models, prefix=f"{key}-", model=model, mode=mode, looks=False)
         viewer = attention_viewer(notice_payload() if start else None, elem_id=f"viewer-{key}")
-    state = gr.State(None, time_to_live=3600)
-    if start:
-        show = partial(caption_tab.on_start, partial(start, model, mode))
-        gr.on(None, show, None, [viewer, state], **START_QUEUE)
-    return _Side(title, settings, accordion, viewer, state)
-
-
-def _wire(models: Models, side: _Side, image: Any, own: Any, looks: list[Any]) -> None:
-    """Attach the events of one side: those of the first tab, with its own viewer and state."""
-    settings, shown = side.settings, [side.viewer, side.state]
-    given = [settings.model, *looks, *settings.search]
-    image.change(
-        partial(caption_tab.on_image, models),
-        [image, *given],
-        shown,
-        **MODEL_QUEUE,
-    )
-    gr.on(
-        settings.changes,
-        partial(on_settings, models, side.title),
-        [image, side.state, *given],
-        [*shown, side.accordion],
-        trigger_mode="always_last",
-        **MODEL_QUEUE,
-    )
-    own.submit(
-        partial(caption_tab.on_sentence, models),
-        [own, side.state, settings.model, *looks],
-        shown,
-        **MODEL_QUEUE,
-    )
-    side.viewer.select(
-        caption_tab.on_choice, side.state, side.state, queue=False, api_visibility="private"
-    )
-    gr.on(
-        [each.change for each in looks],
-        None,
-        [side.viewer, *looks],
-        side.viewer,
-        js=read_asset("restyle.js"),
-    )
+    show = partial(start, model, mode) if start else None
+    again = partial(on_settings, models, title)
+    caption_tab.connect(models, image, own, viewer, settings, looks, show, again, accordion)
 
 
 def on_settings(
