@@ -46,7 +46,7 @@ class Sentence:
         log_probs: Natural logarithm of the probability of each word, then of the sentence's end.
         score: The value that sentences are ranked by.
         attention: (T, H, W).
-        origin: ``model``, or ``yours`` for one that the visitor typed.
+        origin: `model`, or `yours` for one that the visitor typed.
     """
 
     text: str
@@ -85,7 +85,7 @@ class Sentence:
 
     @property
     def probabilities(self) -> list[float]:
-        """Probability of each of the T words, given the words before it."""
+        """Return the probability of each of the T words, given the words before it."""
         return [math.exp(min(value, 0.0)) for value in self.log_probs[: len(self.words)]]
 
 
@@ -109,12 +109,12 @@ class View:
 
     @property
     def sentence(self) -> Sentence:
-        """The chosen sentence."""
+        """Return the chosen sentence."""
         return self.sentences[self.chosen]
 
     @property
     def image(self) -> Image.Image:
-        """The image at the size that the browser gets."""
+        """Return the image at the size that the browser gets."""
         return open_image(self.jpeg)
 
     def choose(self, index: int) -> View:

@@ -57,7 +57,7 @@ class Upload(NamedTuple):
 
     @property
     def item(self) -> Item:
-        """The file as an image."""
+        """Return the file as an image."""
         with suppress(OSError):
             if (size := Path(self.path).stat().st_size) > security.MAX_FILE_BYTES:
                 return Item(self.name, error=_too_large(size))
@@ -65,7 +65,7 @@ class Upload(NamedTuple):
 
     @property
     def is_zip(self) -> bool:
-        """Whether its name says so."""
+        """Return whether its name says so."""
         return self.name.lower().endswith(".zip")
 
     def items(self) -> Iterator[Item]:

@@ -89,12 +89,12 @@ class Figures:
 
     @property
     def ratio(self) -> float:
-        """Correctness in multiples of the uniform map's."""
+        """Return correctness in multiples of the uniform map's."""
         return self.correctness / self.correctness_uniform if self.correctness_uniform else math.nan
 
     @property
     def pointing_gain(self) -> float:
-        """Pointing hits above the centre baseline, in percentage points."""
+        """Return pointing hits above the centre baseline, in percentage points."""
         return 100 * (self.pointing - self.pointing_centre)
 
     def to_dict(self) -> dict[str, Any]:

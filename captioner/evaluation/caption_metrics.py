@@ -65,13 +65,13 @@ class CaptionQuality:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """Corpus scores as fractions; None where undefined or not computed."""
+        """Return corpus scores as fractions; None where undefined or not computed."""
         official = {score.name.lower(): score.score for score in self.official}
         return {"cider": None, **self.scores.summary(), **official}
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """The captions that are not None, in the COCO results format."""
+        """Return the captions that are not None, in the COCO results format."""
         pairs = zip(self.image_ids, self.captions, strict=True)
         return [{"image_id": i, "caption": text} for i, text in pairs if text is not None]
 
@@ -172,8 +172,7 @@ def measure_quality(
             scores are means, lowers BLEU and recalls nothing, so that no model gains by it.
         references: One or more references per image, as written.
         objects: Categories by image id (`CocoInstances.present`), to measure hallucination.
-        training: Captions of the training set (`training_captions`): finds
-            copies.
+        training: Captions of the training set (`training_captions`), to find copies.
         official: Also run the official Java tools.
 
     Raises:
@@ -206,8 +205,8 @@ def format_score(metric: str, value: float, sign: str = "") -> str:
 
 def references_digest(image_ids: Sequence[int | str], references: Sequence[Sequence[str]]) -> str:
     """Return a digest of images and references, whatever their order."""
-    photos = zip(image_ids, references, strict=True)
-    lines = sorted(json.dumps([str(image_id), sorted(texts)]) for image_id, texts in photos)
+    pairs = zip(image_ids, references, strict=True)
+    lines = sorted(json.dumps([str(image_id), sorted(texts)]) for image_id, texts in pairs)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -66,12 +66,12 @@ class Evaluation:
 
     @property
     def scores(self) -> CaptionScores:
-        """The caption metrics, of the corpus and per image (in the order of `results`)."""
+        """Return the caption metrics, of the corpus and per image (in the order of `results`)."""
         return self.quality.scores
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """One `{"image_id", "caption"}` per scored image: the COCO results format."""
+        """Return one `{"image_id", "caption"}` per scored image: the COCO results format."""
         return self.quality.results
 
     def table(self) -> str:

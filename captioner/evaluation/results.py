@@ -1,4 +1,4 @@
-"""Captions that exist already, in files of results: read, matched to references, scored.
+"""Score existing captions: read files of results, match them to references, score them.
 
 Three kinds of file are told apart by their content: COCO results JSON
 (`[{"image_id", "caption"}]`), JSONL as `captioner caption -o captions.jsonl` writes it, and CSV
@@ -66,11 +66,11 @@ class Matching:
 
     @property
     def complete(self) -> bool:
-        """Whether every image has a caption."""
+        """Return whether every image has a caption."""
         return not self.missing
 
     def lines(self) -> list[str]:
-        """What did not fit, in sentences with examples."""
+        """Return what did not fit, in sentences with examples."""
         lines = []
         if self.missing:
             count = f"{len(self.missing):,} of {len(self.captions):,} photos have no caption"
@@ -84,7 +84,7 @@ class Matching:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the captions, as JSON can hold it."""
+        """Return everything but the captions, as JSON can hold it."""
         return {key: getattr(self, key) for key in ("missing", "unknown", "repeated")}
 
 
@@ -101,11 +101,11 @@ class ResultsEvaluation:
     matching: Matching = field(repr=False)
 
     def table(self) -> str:
-        """The figures as text for a terminal, after what did not fit."""
+        """Return the figures as text for a terminal, after what did not fit."""
         return "\n".join([*self.matching.lines(), self.quality.table()])
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as JSON can hold them."""
+        """Return all figures as JSON can hold them."""
         return {**self.quality.to_dict(), **self.matching.to_dict()}
 
 
@@ -117,9 +117,8 @@ def score_results(
     Args:
         path: The file.
         examples: Images with their references; the images themselves need not exist
-            (:func:`~captioner.data.annotations.read_captions` with `missing="ignore"`).
-        **options: `objects`, `training` and `official` of
-            :func:`~.quality.measure_quality`.
+            (`read_captions` with `missing="ignore"`).
+        **options: `objects`, `training` and `official` of `measure_quality`.
 
     Raises:
         DataError: The file cannot be read, or none of its captions belongs to an example.
@@ -171,11 +170,11 @@ def match_results(
     Raises:
         DataError: No row fits, or a row's name and id are of two images.
     """
-    photos = _References(examples)
+    references = _References(examples)
     captions: list[str | None] = [None] * len(examples)
     unknown, repeated = [], []
     for row in rows:
-        place = photos.find(row)
+        place = references.find(row)
         if place is None:
             unknown.append(str(row))
         elif row.caption is not None:

@@ -1,4 +1,4 @@
-"""Images that are the same, or nearly: fingerprints and the search among them.
+"""Find images that are the same, or nearly, by their fingerprints.
 
 The fingerprint is the difference hash (dHash): the image in grey, shrunk to 9 × 8 and to 8 × 9
 pixels, and for each pair of neighbours, across and down, a bit that tells which one is brighter:
@@ -107,14 +107,14 @@ def near_pairs(bits: np.ndarray, distance: int = NEAR) -> np.ndarray:
 
 
 def groups(prints: Sequence[Fingerprint]) -> tuple[np.ndarray, list[list[int]]]:
-    """Gather images that are the same, or nearly.
+    """Group images that are the same, or nearly.
 
     Args:
-        prints: Of images that could be read.
+        prints: The fingerprints of images that could be read.
 
     Returns:
-        For each image the number of its group (a group may be a single image); and the groups of
-        images whose files are identical, those of two and more.
+        For each image the number of its group (which may have a single image), and the groups of
+        two or more images whose files are identical.
     """
     parent = list(range(len(prints)))
     first: dict[bytes, int] = {}
@@ -124,8 +124,8 @@ def groups(prints: Sequence[Fingerprint]) -> tuple[np.ndarray, list[list[int]]]:
         if same != index:
             _join(parent, same, index)
             identical.setdefault(same, [same]).append(index)
-    # Equal fingerprints are joined at once: an image that is there a thousand times would otherwise
-    # give half a million pairs.
+    # Equal fingerprints are joined at once: a thousand copies of an image would otherwise give half
+    # a million pairs.
     unique: dict[bytes, int] = {}
     for index, item in enumerate(prints):
         if item.bits is not None:
@@ -142,7 +142,7 @@ def groups(prints: Sequence[Fingerprint]) -> tuple[np.ndarray, list[list[int]]]:
 
 
 def gather(numbers: Iterable[int]) -> list[list[int]]:
-    """The groups of two and more images, as lists of indices, from each image's group number."""
+    """Return the groups of two or more images as lists of indices, from each image's group."""
     found: dict[int, list[int]] = {}
     for index, number in enumerate(numbers):
         found.setdefault(int(number), []).append(index)

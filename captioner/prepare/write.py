@@ -120,14 +120,14 @@ def write_captions(path: Path, examples: Sequence[Example]) -> Written:
 
 
 def count_splits(examples: Iterable[Example]) -> dict[str, int]:
-    """Images in each split, in the usual order."""
+    """Return the number of images in each split, in the usual order."""
     counts = Counter(example.split for example in examples)
     order = dict.fromkeys(["train", "val", "test", *sorted(counts)])
     return {name: counts[name] for name in order if counts[name]}
 
 
 def _find_images(examples: Iterable[Example], index: FileIndex) -> tuple[list[Example], list[str]]:
-    """The examples with paths, and the names of images that are not there."""
+    """Return the examples with paths, and the names of images that are missing."""
     found, lost = [], []
     for example in examples:
         names = [example.image]

@@ -145,8 +145,8 @@ def test_a_file_over_the_limit_does_not_refuse_the_others(models, given, monkeyp
     large = Path(given[2].path)
     large.write_bytes(bytes(security.MAX_FILE_BYTES + 1))
     results = [result for _, result in caption_uploads(models["tiny"], [given[2], given[0]], {})]
-    assert "over the limit" in results[0]
-    assert not isinstance(results[1], str)
+    assert "over the limit" in results[0].error
+    assert not isinstance(results[1], Failure)
 
 
 def test_a_setting_that_fails_gives_a_message(models, given, tmp_path):

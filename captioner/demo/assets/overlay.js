@@ -1,7 +1,7 @@
-// From an attention map to light on the photo; the same arithmetic as captioner.visualize.
+// Draw attention maps over an image, with the same arithmetic as captioner.image.visualize.
 
-// The input cells and their weights for each of so many output pixels: bicubic (a = -1/2), cell
-// centres in the middle of their share of the photo, weights renormalised at the borders.
+// Return the first input cell and the weights of each output pixel: bicubic (a = -1/2), each cell
+// covering an equal share of the image, weights renormalised at the borders.
 function taps(cells, pixels) {
   const scale = cells / pixels;
   const stretch = Math.max(1, scale);
@@ -21,7 +21,7 @@ function taps(cells, pixels) {
   });
 }
 
-// A map of rows x columns cells (bytes, row by row) on width x height pixels, its peak at 1.
+// Spread a map of rows x columns cells (bytes, row by row) over width x height pixels, peak 1.
 function spread(cells, [rows, columns], width, height) {
   const across = taps(columns, width);
   const down = taps(rows, height);
@@ -49,7 +49,7 @@ function spread(cells, [rows, columns], width, height) {
   return peak > 0 ? result.map((value) => value / peak) : result;
 }
 
-// Paint weights (0 to 1) on a canvas that lies over the photo. `presence` fades all of it.
+// Paint weights (0 to 1) on a canvas that covers the image. `presence` fades all of it.
 function paint(canvas, weights, { style, strength, presence, ramp }) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(canvas.width, canvas.height);
@@ -64,7 +64,7 @@ function paint(canvas, weights, { style, strength, presence, ramp }) {
       pixels[p + 2] = ramp[colour + 2];
       pixels[p + 3] = 255 * presence * strength * weight ** 0.75;
     } else {
-      pixels[p + 3] = 255 * presence * strength * (1 - weight); // black: dims what was not seen
+      pixels[p + 3] = 255 * presence * strength * (1 - weight); // black: dims low weights
     }
   }
   context.putImageData(image, 0, 0);

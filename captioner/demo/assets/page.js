@@ -1,5 +1,5 @@
 () => {
-  // A photo pasted or dropped anywhere on the page goes to the photo input.
+  // Pass an image that is pasted or dropped anywhere on the page to the image input.
   const give = (event, transfer) => {
     const file = [...(transfer?.files ?? [])].find((each) => each.type.startsWith("image/"));
     const inputs = document.querySelectorAll(":is(#photo, #compare-photo) input[type=file]");
@@ -11,13 +11,13 @@
     input.files = list.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
   };
-  // What Gradio leaves without a name for those who cannot see it, such as its examples.
+  // Name what Gradio leaves without a label for screen readers, such as its examples.
   const name = () => {
     for (const item of document.querySelectorAll(".gallery-item:not([aria-label])")) {
       const file = item.querySelector("img")?.src.split("/").pop() ?? "";
       if (file) item.setAttribute("aria-label", "Example: " + decodeURIComponent(file.split(".")[0]));
     }
-    // Gradio has no translation of this one.
+    // Gradio shows this untranslated.
     for (const button of document.querySelectorAll("button[aria-label='common.upload']")) {
       button.setAttribute("aria-label", "More files");
       button.title = "More files";

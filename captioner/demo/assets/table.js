@@ -1,4 +1,4 @@
-// The table of many photos. All text is set as text, never as HTML: names may hold anything.
+// The table of many images. All text is set as text, never as HTML: names may hold anything.
 
 const find = (name) => element.querySelector("." + name);
 const root = find("many");

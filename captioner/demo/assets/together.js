@@ -7,7 +7,7 @@ const partner = (node) => {
   return own && document.querySelector(`#${pair[1 - pair.indexOf(own.id)]} .words`);
 };
 
-// The same word as often repeated before, or its first.
+// Find the same occurrence of the same word, or its first.
 const counterpart = (chip, words) => {
   const same = (node) => node.textContent === chip.textContent;
   const before = [...chip.parentElement.children].filter(same).indexOf(chip);

@@ -275,7 +275,7 @@ words.addEventListener("keydown", (event) => {
   rove(words.children, event, number(event, "word"))?.focus();
 });
 
-// The other way round: over the photo, the word that shines brightest there.
+// Pointing at a place in the image shows the word with the largest weight there.
 const frameNode = find("frame");
 frameNode.addEventListener("pointermove", (event) => {
   if (event.pointerType === "touch" || playing !== null || pinned !== null) return;
@@ -283,7 +283,7 @@ frameNode.addEventListener("pointermove", (event) => {
   const column = Math.floor(((event.clientX - box.left) / box.width) * canvas.width);
   const row = Math.floor(((event.clientY - box.top) / box.height) * canvas.height);
   let best = null;
-  let most = 0.3; // a place that no word looked at has none
+  let most = 0.3; // below this, no word counts as looking there
   sentence().words.forEach((_, index) => {
     const weight = weightsOf(index)[row * canvas.width + column] ?? 0;
     if (weight > most) [best, most] = [index, weight];
