@@ -48,6 +48,7 @@ class Journal:
         self.path = path
         self.format = format
         self.records = 0
+        self._crlf = False
         created = not os.path.lexists(path)
         self._lock = contextlib.ExitStack()
         try:
@@ -84,8 +85,10 @@ class Journal:
             left = self._resumed_at
             for number, record in enumerate(self.format.split(file)):
                 left -= len(record)
+                if number == 0:
+                    record = record.removeprefix(b"\xef\xbb\xbf")
                 if number == 0 and header:
-                    if record != header:
+                    if record.replace(b"\r\n", b"\n") != header:
                         raise CaptionerError(
                             f"{self.path} does not start like a result of this command: "
                             "resume with the same options, or add --overwrite"
@@ -105,6 +108,8 @@ class Journal:
         try:
             if not self._started:
                 self._start()
+            if self._crlf:
+                record = record.removesuffix("\n") + "\r\n"
             self._append(record.encode())
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 self._sync()
@@ -159,6 +164,8 @@ class Journal:
                 f"{self.path} exists already: add --resume to go on with it, or --overwrite"
             )
         with open(self.path, "rb") as file:
+            self._crlf = file.readline().endswith(b"\r\n")  # as a Windows program has saved it
+            file.seek(0)
             return sum(map(len, self.format.split(file)))
 
     def _start(self) -> None:

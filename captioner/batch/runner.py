@@ -53,6 +53,7 @@ class Summary:
         kept_failed: How many of these are failures.
         kinds: Number of failures of each kind.
         uncopied: Number of captioned images without the copy that was asked for, by reason.
+        left_out: Number of files in folders that are no images, by ending.
         seconds: Wall-clock time, without loading the model.
         stopped_by: The failure that ended the run, with `fail_fast`.
     """
@@ -63,6 +64,7 @@ class Summary:
     kept_failed: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     uncopied: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     stopped_by: str | None = None
 
@@ -96,7 +98,15 @@ class Summary:
             text += f" ({self.kept_failed:,} of them failed)" if self.kept_failed else ""
         kinds = [f"  {count:,} × {kind}" for kind, count in self.kinds.most_common(10)]
         copies = [f"  {count:,} × no copy: {kind}" for kind, count in self.uncopied.most_common(10)]
-        return [text, *kinds, *copies]
+        return [text, *kinds, *copies, *self._others()]
+
+    def _others(self) -> list[str]:
+        """Return `3 files are no images: .mov, .txt` if folders had other files."""
+        if not self.left_out:
+            return []
+        count, endings = self.left_out.total(), ", ".join(sorted(self.left_out)[:10])
+        what = "1 file is no image" if count == 1 else f"{count:,} files are no images"
+        return [f"  {what}: {endings}"]
 
     def add(self, error: str | None) -> None:
         """Count one result: its error, None if there is a caption."""

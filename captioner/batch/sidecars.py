@@ -57,6 +57,8 @@ class SidecarWriter:
 
     def previous(self, item: Item) -> PreviousResult | None:
         """See `writers.Writer.previous`."""
+        if item.error is not None:  # a sidecar that is there is another image's
+            return None
         path = self._sidecar(item)
         done = self.mode == "resume" and path is not None and os.path.exists(path)
         return PreviousResult(item.name, None) if done else None

@@ -10,13 +10,18 @@ lists and archives by line, folders sorted by name.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import logging
 import lzma
 import os
+import posixpath
+import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
@@ -36,6 +41,9 @@ _MAX_BYTES = 256 * 1024**2
 """Largest archive member that is read: several are held in memory at once."""
 _MAX_HEADER = 1024**2
 """Longest name or extended attribute, which `tarfile` reads before it gives the member."""
+_MAX_LINKS = 40
+"""Links from one to the next that are followed, as many as Linux does; a circle never ends."""
+_ARCHIVE_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
 _READ_WHOLE = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -54,6 +62,7 @@ def open_sources(
     image_root: str | None = None,
     column: str | None = None,
     null_separated: bool = False,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[Item]:
     """Yield all images of all sources, in order.
 
@@ -66,13 +75,19 @@ def open_sources(
             folder, its `images` folder (COCO JSON), then the working directory.
         column: The column of Parquet tables that holds the images; None finds it by its name.
         null_separated: Names on standard input end in NUL, as `find -print0` writes them.
+        left_out: Counts, by their ending, the files of folders that are no images.
     """
     empty = []
     found = 0
     for path in paths:
         before = found
         for item in _open(
-            path, recursive, image_root, partial(read_parquet, column=column), null_separated
+            path,
+            recursive,
+            image_root,
+            partial(read_parquet, column=column),
+            null_separated,
+            left_out,
         ):
             found += 1
             yield item
@@ -116,12 +131,15 @@ def _open(
     image_root: str | None,
     read_table: _Reader,
     null_separated: bool = False,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[Item]:
     """Yield the images of one argument."""
     if path == STDIN:
         return read_stdin(null_separated)
     if os.path.isdir(path):
-        return _folder_or_tables(path, recursive, image_root, read_table)
+        return _folder_or_tables(path, recursive, image_root, read_table, left_out)
+    if re.match(r"[a-z][a-z\d+.-]+://", path, re.IGNORECASE) and not os.path.lexists(path):
+        return iter((Item(path, error="a web address: download the image first"),))
     if glob.has_magic(path) and not os.path.lexists(path):
         return _glob(path, image_root, read_table)
     return _file(path, image_root, read_table)
@@ -145,13 +163,20 @@ def _glob(pattern: str, image_root: str | None, read_table: _Reader) -> Iterator
 
 
 def _folder_or_tables(
-    folder: str, recursive: bool, image_root: str | None, read_table: _Reader
+    folder: str,
+    recursive: bool,
+    image_root: str | None,
+    read_table: _Reader,
+    left_out: Counter[str] | None,
 ) -> Iterator[Item]:
     """Yield the images of a folder; if it has none, those of its Parquet tables (Spark's way)."""
     empty = True
-    for item in _folder(folder, recursive, set()):
+    others: Counter[str] = Counter()
+    for item in _folder(folder, recursive, set(), others):
         empty = False
         yield item
+    if left_out is not None and not (empty and next(_tables(folder), None)):
+        left_out.update(others)
     if empty:
         for path in _tables(folder):
             yield from read_table(path, image_root)
@@ -169,13 +194,25 @@ def _tables(folder: str) -> Iterator[str]:
             yield path
 
 
-def _folder(folder: str, recursive: bool, visited: set[tuple[int, int]]) -> Iterator[Item]:
+def _folder(
+    folder: str,
+    recursive: bool,
+    visited: set[tuple[int, int]],
+    others: Counter[str] | None = None,
+) -> Iterator[Item]:
     """Yield the images of a folder by their ending, then those of its subfolders.
 
     Hidden files are left out. Links to folders are followed, but each folder is visited once, so
     that loops end.
+
+    Args:
+        folder: Where to search.
+        recursive: Search subfolders too.
+        visited: Device and number of the folders that have been searched.
+        others: Counts other files by their ending, except sidecars of the images.
     """
     files: list[str] = []
+    unknown: list[str] = []
     folders: list[str] = []
     try:
         status = os.stat(folder)
@@ -190,14 +227,20 @@ def _folder(folder: str, recursive: bool, visited: set[tuple[int, int]]) -> Iter
                     folders.append(entry.name)
                 elif _is_image(entry.name):
                     files.append(entry.name)
+                elif others is not None and not _is_ours(entry):
+                    unknown.append(entry.name)
     except OSError as error:
         yield Item(folder, error=f"cannot read the folder: {error.strerror}")
     for name in sorted(files):
         path = os.path.join(folder, name)
         yield Item(path, path)
-    del files
+    if others is not None and unknown:
+        sidecars = {f"{name}.txt" for path in files for name in (path, os.path.splitext(path)[0])}
+        endings = (os.path.splitext(name)[1].lower() for name in unknown if name not in sidecars)
+        others.update(ending or "no ending" for ending in endings)
+    del files, unknown
     for name in sorted(folders):
-        yield from _folder(os.path.join(folder, name), recursive, visited)
+        yield from _folder(os.path.join(folder, name), recursive, visited, others)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -205,6 +248,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself: reading it reports the error
         return False
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is no file of the user's: a folder, or an attention strip."""
+    return _is_folder(entry) or entry.name.endswith(STRIP_SUFFIX)
 
 
 def _is_image(name: str) -> bool:
@@ -216,35 +264,88 @@ def _has_suffix(path: str, suffixes: Iterable[str]) -> bool:
 
 
 def read_archive(path: str) -> Iterator[Item]:
-    """Yield the images of a `.tar` archive, plain or compressed, read once from front to back.
+    """Yield the images of a `.tar` archive, plain or compressed, read from front to back.
 
     An image is named `shard.tar/member.jpg`. Other members, such as WebDataset's `.json`, are left
-    out. A damaged archive yields its images up to the damage, then an item with the error.
+    out. A damaged archive yields its images up to the damage, then an item with the error. Links
+    to members of the archive come last, for which it is read once more; other links are errors.
     """
     found = 0
+    links: dict[str, str] = {}  # member -> what it links to
     try:
-        with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every member
-                folder_and_name = member.name.rsplit("/", 1)
-                if not member.isfile() or folder_and_name[-1].startswith("."):
-                    continue
-                if os.path.splitext(member.name)[1].lower() not in IMAGE_SUFFIXES:
-                    continue
-                name = f"{path}/{member.name}"
-                if member.size > _MAX_BYTES:
-                    yield Item(name, error=f"too large: {member.size:,} bytes in the archive")
-                    continue
-                file = archive.extractfile(member)
-                assert file is not None  # None is for members that are not files
-                data = file.read()  # all of it, or an error
+        for member, archive in _members(path):
+            name = f"{path}/{member.name}"
+            if not _is_image(member.name) or member.isdir():
+                continue
+            if member.issym() or member.islnk():
+                links[member.name] = _link_target(member)
+            elif not member.isfile():
+                yield Item(name, error="not a regular file")
+            else:
+                item = _read_member(archive, member, name)
                 found += 1
-                yield Item(name, data)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            yield Item(path, error=error.strerror)
-        else:
-            yield Item(path, error=f"damaged archive after {found:,} photos ({error})")
+                yield item
+    except _ARCHIVE_ERRORS as error:
+        yield _damaged(path, error, found)
+    if links:
+        yield from _read_links(path, links)
+
+
+def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """Yield the members of an archive, and the archive, without the hidden ones."""
+    with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every member
+            if not member.name.rsplit("/", 1)[-1].startswith("."):
+                yield member, archive
+
+
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> Item:
+    if member.size > _MAX_BYTES:
+        return Item(name, error=f"too large: {member.size:,} bytes in the archive")
+    file = archive.extractfile(member)
+    assert file is not None  # None is for members that are not files
+    return Item(name, file.read())  # all of it, or an error
+
+
+def _link_target(member: tarfile.TarInfo) -> str:
+    """Return the member that a link leads to; a symbolic link starts at its own folder."""
+    folder = posixpath.dirname(member.name) if member.issym() else ""
+    return posixpath.normpath(posixpath.join(folder, member.linkname))
+
+
+def _read_links(path: str, links: dict[str, str]) -> Iterator[Item]:
+    """Yield the images that links of an archive stand for, in the order of their targets.
+
+    Args:
+        path: The archive.
+        links: Name of each link -> name of its target, which may be a link too.
+    """
+    targets = {posixpath.normpath(name): target for name, target in links.items()}
+    wanted: dict[str, list[str]] = {}  # member -> links to it
+    for name, target in links.items():
+        for _ in range(_MAX_LINKS):
+            if target not in targets:
+                break
+            target = targets[target]
+        wanted.setdefault(target, []).append(name)
+    with contextlib.suppress(*_ARCHIVE_ERRORS):  # which has been told
+        for member, archive in _members(path):
+            names = member.isfile() and wanted.pop(posixpath.normpath(member.name), [])
+            if names:
+                item = _read_member(archive, member, path)
+                yield from (replace(item, name=f"{path}/{name}") for name in names)
+            if not wanted:
+                return
+    for target, names in wanted.items():
+        for name in names:
+            yield Item(f"{path}/{name}", error=f"a link to no file in the archive ({target})")
+
+
+def _damaged(path: str, error: Exception, found: int) -> Item:
+    if isinstance(error, OSError) and error.errno:
+        return Item(path, error=error.strerror)
+    return Item(path, error=f"damaged archive after {found:,} photos ({error})")
 
 
 class _Header(tarfile.TarInfo):

@@ -271,9 +271,14 @@ class RowWriter:
         if result.name != self.journal.format.name(item):
             if not self.journal.format.has_errors:
                 return PreviousResult(item.name, "failed in an earlier run")
+            known = {result.name for result in self.journal.previous()}
+            new = "" if self.journal.format.name(item) in known else ", a new photo,"
+            advice = "the same photos in the same order"
+            if new and result.name in known:
+                advice += ", and caption new ones into another file"
             raise CaptionerError(
-                f"{self.path} has a result for {result.name!r} where {item.name!r} is due: "
-                "resume with the same photos in the same order, or add --overwrite"
+                f"{self.path} has a result for {result.name!r} where {item.name!r}{new} is due: "
+                f"resume with {advice}, or add --overwrite"
             )
         self._next = next(self._previous, None)
         return result

@@ -11,7 +11,10 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from captioner.batch import sources
@@ -64,10 +67,13 @@ def caption_command(arguments: argparse.Namespace) -> int:
         return 0
     places = {"recursive": arguments.recursive, "image_root": arguments.image_root}
     columns = {"column": arguments.column, **places}
-    items = open_sources(arguments.paths, null_separated=arguments.null, **columns)
+    left_out: Counter[str] = Counter()
+    items = open_sources(
+        arguments.paths, null_separated=arguments.null, left_out=left_out, **columns
+    )
     first = next(items, None)
     if first is None:
-        raise _no_images(arguments)
+        raise _no_images(arguments, left_out)
     bare = [first.name] == arguments.paths and not (arguments.output or arguments.format)
     group = RankGroup(shard) if shard is not None and shard.launched else None
     is_main = group is None or group.is_main
@@ -135,6 +141,7 @@ def caption_command(arguments: argparse.Namespace) -> int:
         summary = group.gather()
         if arguments.output:
             merge_shards(arguments.output, arguments.errors)
+    summary.left_out = left_out
     _print_summary(summary, quiet)
     if not quiet and arguments.shard and arguments.output:
         print(f"{shard}: {state_of_shards(arguments.output)}", file=sys.stderr)
@@ -260,8 +267,14 @@ def _print_summary(summary: Summary, quiet: bool) -> None:
         print(*summary.lines(), sep="\n", file=sys.stderr)
 
 
-def _no_images(arguments: argparse.Namespace) -> ConfigError:
+def _no_images(
+    arguments: argparse.Namespace, left_out: Mapping[str, int] = MappingProxyType({})
+) -> ConfigError:
     hint = "" if arguments.recursive else "; --recursive searches subfolders too"
+    if left_out:
+        hint = f", only files of other kinds ({', '.join(sorted(left_out)[:10])}){hint}"
+    if any(ending in left_out for ending in (".tar", ".tgz", ".gz", ".parquet")):
+        hint += "; name archives and tables themselves, such as FOLDER/*.tar"
     return ConfigError(f"no photos in {', '.join(arguments.paths)}{hint}")
 
 

@@ -339,6 +339,45 @@ def test_sidecars(tmp_path, photos):
     assert (photos / "1.txt").read_text() == "a photo\n"
 
 
+def test_a_failed_sidecar_fails_again_when_resumed(tmp_path, photos):
+    """The sidecar that is there belongs to another image."""
+    odd = photos / "0"  # no ending of an image: its sidecar is 0.txt too
+    odd.write_bytes((photos / "0.png").read_bytes())
+    for mode in ("new", "resume"):
+        items = open_sources([str(photos / "0.png"), str(odd), str(photos / "2.png")])
+        summary = run(FakeCaptioner(), items, open_writer(None, "sidecar", mode=mode))
+        assert (summary.failed, summary.ok) == (2, False)
+        assert "another photo has the sidecar" in str(summary.kinds)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.txt"])
+def test_resume_what_a_windows_program_has_saved(tmp_path, photos, name):
+    """A byte order mark before the first record, CRLF after each."""
+    output = tmp_path / name
+    caption_to(output, [photos])
+    whole = output.read_bytes()
+    records = whole.splitlines(keepends=True)
+    saved = b"\xef\xbb\xbf" + whole.replace(b"\n", b"\r\n")
+    for count in range(1, len(records) + 1):
+        kept = b"".join(records[:count])
+        output.write_bytes(b"\xef\xbb\xbf" + kept.replace(b"\n", b"\r\n"))
+        caption_to(output, [photos], mode="resume")
+        assert output.read_bytes() == saved
+
+
+def test_resume_says_which_photo_is_new(tmp_path, photos):
+    output = tmp_path / "out.jsonl"
+    caption_to(output, [photos])
+    before = output.read_bytes()
+    new = save(photos / "3b.png")
+    with pytest.raises(CaptionerError, match=r"3b\.png', a new photo, is due.*into another file"):
+        caption_to(output, [photos], mode="resume")
+    assert output.read_bytes() == before
+    new.rename(photos / "7.png")  # after the last one it is captioned
+    summary = caption_to(output, [photos], mode="resume")
+    assert (summary.captioned, summary.kept) == (1, 7)
+
+
 # -------------------------------------------------------------------------------------------- run
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tarfile
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from helpers.fake_captioner import caption_to, make_photos, names, save
 
 from captioner.batch.item import Item
+from captioner.batch.runner import Summary
 from captioner.batch.sources import count_images, open_sources
 
 
@@ -163,6 +165,77 @@ def test_tar(tmp_path, photos, mode):
     assert [item.name for item in items] == [f"{path}/d/a.png", f"{path}/b.png"]
     assert items[0].source == data
     assert caption_to(tmp_path / "out.jsonl", [path]).captioned == 2
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_links_in_a_tar_give_the_image_that_they_lead_to(tmp_path, photos, mode):
+    """GNU tar writes a hard link for a file that it has met already."""
+    data, other = (photos / "0.png").read_bytes(), (photos / "1.png").read_bytes()
+    links = {
+        "d/hard.png": (tarfile.LNKTYPE, "./d/a.png"),
+        "d/soft.png": (tarfile.SYMTYPE, "a.png"),
+        "up.png": (tarfile.SYMTYPE, "d/../d/soft.png"),
+        "forward.png": (tarfile.SYMTYPE, "blobs/12ab"),  # as the cache of a model hub has them
+        "away.png": (tarfile.SYMTYPE, "/etc/passwd"),
+        "out.png": (tarfile.SYMTYPE, "../a.png"),
+        "gone.png": (tarfile.LNKTYPE, "d/gone.png"),
+        "circle.png": (tarfile.SYMTYPE, "circle.png"),
+        "pipe.png": (tarfile.FIFOTYPE, ""),
+        "notes.txt": (tarfile.SYMTYPE, "d/a.png"),
+    }
+    path = tmp_path / "shard.tar"
+    with tarfile.open(path, mode) as archive:
+        for name, content in {"./d/a.png": data, **links, "blobs/12ab": other}.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                info.size = len(content)
+            else:
+                info.type, info.linkname = content
+                content = b""
+            archive.addfile(info, io.BytesIO(content))
+    items = list(open_sources([str(path)]))
+    found = {item.name.removeprefix(f"{path}/"): item for item in items}
+    assert len(found) == len(items) == len(links)  # without the text, with the image itself
+    for name in ("./d/a.png", "d/hard.png", "d/soft.png", "up.png"):
+        assert (found[name].source, found[name].error) == (data, None)
+    assert found["forward.png"].source == other
+    assert found["pipe.png"].error == "not a regular file"
+    for name in ("away.png", "out.png", "gone.png", "circle.png"):
+        assert "a link to no file in the archive" in found[name].error
+    assert caption_to(tmp_path / "out.jsonl", [path]).captioned == 5
+    assert caption_to(tmp_path / "out.jsonl", [path], mode="resume").kept == 10
+
+
+def test_names_in_a_tar_that_are_no_utf8_stay_readable(tmp_path, photos):
+    path, output = tmp_path / "shard.tar", tmp_path / "out.txt"
+    with tarfile.open(path, "w", encoding="gbk", format=tarfile.GNU_FORMAT) as archive:
+        archive.add(photos / "0.png", "狗.png")
+    assert caption_to(output, [path]).ok
+    name, _ = output.read_text("utf-8").split("\t")
+    assert name == f"{path}/\\xb9\\xb7.png"
+
+
+@pytest.mark.parametrize("address", ["https://a.org/b.jpg", "http://a.org/b.jpg?size=3&c=[1]"])
+def test_an_address_is_no_pattern(address):
+    (item,) = open_sources([address])
+    assert item.error == "a web address: download the image first"
+
+
+def test_other_files_of_folders_are_counted(tmp_path):
+    for name in ("a.jpg", "b.jpg", "sub/c.jpg"):
+        save(tmp_path / name)
+    for name in ("a.txt", "b.jpg.txt", "x.mov", "notes.txt", ".hidden", "a.jpg.attention.png"):
+        (tmp_path / name).touch()  # the first two are captions of images
+    (tmp_path / "sub" / "README").touch()
+    found = Counter()
+    list(open_sources([str(tmp_path)], left_out=found))
+    assert found == {".mov": 1, ".txt": 1}
+    found = Counter()
+    list(open_sources([str(tmp_path)], recursive=True, left_out=found))
+    assert found == {".mov": 1, ".txt": 1, "no ending": 1}
+    assert Summary(captioned=3, left_out=found).lines()[-1] == (
+        "  3 files are no images: .mov, .txt, no ending"
+    )
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz", "w:bz2"])
