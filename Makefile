@@ -1,5 +1,5 @@
 # The commands of daily work; `make` alone lists them. All need the extra `dev` installed.
-.PHONY: help test test-all lint docs
+.PHONY: help test test-all lint pages docs
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -15,6 +15,10 @@ lint:  ## format, lint, types, spelling
 	ruff check --fix .
 	mypy
 	codespell
+
+pages:  ## make docs/cli.md and MODEL_CARD.md anew
+	python scripts/cli_docs.py
+	python scripts/model_card.py
 
 docs:  ## serve the documentation at http://127.0.0.1:8000
 	mkdocs serve
