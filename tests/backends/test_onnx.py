@@ -221,6 +221,7 @@ def test_the_shipped_export_belongs_to_the_shipped_model():
     assert find_export(shipped) == weights / "default.onnx.safetensors"
 
 
+@pytest.mark.slow
 def test_the_command_line_exports_and_describes(model, tmp_path):
     shutil.copy(model, tmp_path / "dog.safetensors")
 

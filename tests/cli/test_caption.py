@@ -247,6 +247,7 @@ def test_resumed_equals_uninterrupted_to_the_last_digit(caption, photos, rows):
     assert Path("out.jsonl").read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(caption, model, tmp_path, monkeypatch):
     make_photos(tmp_path / "photos", 32)
     (tmp_path / "photos" / "07.png").write_bytes(b"")

@@ -144,7 +144,7 @@ def test_the_processes_of_a_restart_find_each_other():
 def test_a_first_process_that_does_not_answer_is_an_error():
     store = dist.HashStore()
     store.set("prefix", "of an attempt before")
-    with pytest.raises(CaptionerError, match="process 1: the first of 2 processes"):
+    with pytest.raises(CaptionerError, match="process 1 of 2: the first one did not answer"):
         fresh_store(store, 1, 2, timeout=0.2)
 
 

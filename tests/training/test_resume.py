@@ -146,7 +146,7 @@ def test_resuming_with_other_photos_is_refused(tmp_path):
     write_pictures(tmp_path, 4)
     Trainer(recipe(tmp_path)).run()
     write_pictures(tmp_path, 40)
-    with pytest.raises(CheckpointError, match="photos"):
+    with pytest.raises(CheckpointError, match="with the images and captions it was started with"):
         Trainer(recipe(tmp_path), resume=True)
 
 
