@@ -251,7 +251,8 @@ class Captioner:
             return batch, self.search(pixels, options) if pixels else []
 
         def enter_lane(lanes: int) -> None:
-            for backend in self.backends:
+            # The models of an ensemble share the threads of their framework: divide them once.
+            for backend in {type(backend): backend for backend in self.backends}.values():
                 backend.enter_lane(lanes)
 
         first = list(itertools.islice(batches, min(backend.lanes for backend in self.backends)))

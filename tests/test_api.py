@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -118,6 +119,20 @@ def test_an_ensemble_of_two_is_asked_as_one(tiny, pixels):
     assert together.words == alone.words
     assert together.score == pytest.approx(alone.score, abs=1e-5)
     np.testing.assert_allclose(together.attention, alone.attention, atol=1e-6)
+
+
+def test_an_ensemble_divides_the_cores_once(tiny, pixels, monkeypatch):
+    """Per thread: the second time would divide the share that is left."""
+    entered = []
+    backend = type(tiny.backend)
+    monkeypatch.setattr(backend, "lanes", 2)
+    monkeypatch.setattr(
+        backend, "enter_lane", lambda *_: entered.append(threading.current_thread().name)
+    )
+    captions = list(Ensemble([tiny, tiny]).stream([pixels] * 4, batch_size=1))
+    assert len(captions) == 4
+    assert entered
+    assert len(entered) == len(set(entered))
 
 
 def test_score_is_the_sum_of_the_searched_caption(tiny, pixels):

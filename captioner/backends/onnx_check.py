@@ -79,6 +79,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
+        if key >> 32:  # a runtime would cut the key to 32 bits and see another field
+            raise ValueError
         number, wire = key >> 3, key & 7
         if wire == _VARINT:
             value, place = _varint(message, place)

@@ -174,6 +174,22 @@ def test_graphs_that_reach_beyond_themselves_are_refused(export, tmp_path, spoil
         OnnxBackend(path)
 
 
+def test_fields_hidden_behind_long_keys_are_refused():
+    """A runtime cuts the key of a field to 32 bits: 13 + 2^29 is external data, too."""
+
+    def varint(value):
+        rest = value >> 7
+        return bytes([value & 127 | 128 * bool(rest)]) + (varint(rest) if rest else b"")
+
+    def message(number, content, beyond=0):
+        return varint((number << 3 | 2) + (beyond << 32)) + varint(len(content)) + content
+
+    for beyond, named in ((0, "weights in another file"), (1, "damaged")):
+        tensor = message(13, b"", beyond)
+        with pytest.raises(CheckpointError, match=named):
+            check_graph(message(7, message(5, tensor)), "graph")
+
+
 def test_damaged_graphs_are_refused(export, tmp_path):
     """Whatever bytes stand in for a graph, it is an error of captioner's own."""
     data = bytearray(load_file(export)["step"].tobytes())
