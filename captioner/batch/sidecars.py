@@ -107,13 +107,21 @@ class StripFolder:
         folder: Created if needed.
         sources: The paths on the command line.
         image_root: The folder that relative names in lists start from.
+        font: A TrueType or OpenType file; None chooses one that has the letters.
 
     Raises:
         CaptionerError: The folder cannot be created.
     """
 
-    def __init__(self, folder: str, sources: Sequence[str], image_root: str | None = None):
+    def __init__(
+        self,
+        folder: str,
+        sources: Sequence[str],
+        image_root: str | None = None,
+        font: str | None = None,
+    ):
         self.folder = folder
+        self._font = font
         self._paths = RelativePaths(sources, image_root)
         make_folder(folder)
 
@@ -136,7 +144,7 @@ class StripFolder:
             CaptionerError: The strip cannot be written.
         """
         buffer = io.BytesIO()
-        caption.strip().save(buffer, "PNG")
+        caption.strip(font=self._font).save(buffer, "PNG")
         path = self.path(item)
         make_folder(os.path.dirname(path))
         write_atomically(path, buffer.getvalue())

@@ -29,6 +29,7 @@ from captioner.batch.sources import STDIN, count_images, open_sources
 from captioner.batch.writers import RowWriter, Writer, is_finished, open_writer
 from captioner.cli.options import model_options, run_settings, search_options
 from captioner.errors import ConfigError
+from captioner.image.fonts import load_font
 from captioner.utils.device import torchrun_process
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,9 @@ def caption_command(arguments: argparse.Namespace) -> int:
             on_failure.callback(errors.close, complete=False)
         strips = None
         if arguments.attention:
-            strips = StripFolder(arguments.attention, arguments.paths, arguments.image_root)
+            strips = StripFolder(
+                arguments.attention, arguments.paths, arguments.image_root, arguments.font
+            )
         copies = None
         if arguments.write_metadata:
             copies = MetadataFolder(arguments.write_metadata, arguments.paths, mode, **places)
@@ -250,6 +253,10 @@ def _check_shardable(arguments: argparse.Namespace, shard: Shard) -> None:
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Refuse to overwrite a source, or to write two outputs into one file."""
+    if arguments.font is not None:
+        if arguments.attention is None:
+            raise ConfigError("--font is for the words of --attention DIR: add it")
+        load_font(20, arguments.font)  # complain before the work starts
     outputs = [path for path in (arguments.output, arguments.errors) if path is not None]
     if len({os.path.abspath(path) for path in outputs}) < len(outputs):
         raise ConfigError("-o and --errors name the same file")
@@ -287,6 +294,7 @@ def _check_ray(arguments: argparse.Namespace) -> None:
     if arguments.format not in (None, "jsonl", "parquet"):
         raise ConfigError(f"--engine ray writes jsonl or parquet, not {arguments.format}")
     instead = {
+        "font": "it draws no attention strips",
         "attention": "--attention-json puts the maps into the rows",
         "errors": "failures are rows with an 'error' in the part files",
         "fail_fast": "photos are captioned in many places at once",

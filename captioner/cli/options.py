@@ -40,6 +40,7 @@ def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--resume", action="store_true", help="continue an interrupted run")
     again.add_argument("--overwrite", action="store_true", help="replace an existing output")
     add("--attention", metavar="DIR", help="also draw what each word looked at: a PNG per photo")
+    add("--font", metavar="FILE", help="draw the words of --attention with this .ttf, .otf or .ttc")
     add("--attention-json", action="store_true", help="add the attention maps to JSON and Parquet")
     add(
         "--write-metadata",

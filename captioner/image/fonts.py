@@ -82,7 +82,9 @@ def _warn(scripts: set[str], example: str) -> None:
 
 @functools.cache
 def _warn_once(example: str, font: str) -> None:
-    logger.warning("no font here has letters like %r: install %s, or give font=", example, font)
+    logger.warning(
+        "no font here has letters like %r: install %s, or name one (font=, --font)", example, font
+    )
 
 
 def _has_letters(font: Font, letters: frozenset[str]) -> bool:

@@ -179,6 +179,22 @@ def test_attention_strips(caption, photos):
     assert caption(photos)[1].count("\n") == 5
 
 
+def test_font_of_attention_strips(caption, photos, tmp_path):
+    """Strips are drawn in the font that is named; one that is none is told before the work."""
+    build_font = pytest.importorskip("helpers.fonts").build_font
+    font = build_font(tmp_path / "boxes.ttf", "abcdefghijklmnopqrstuvwxyz")
+    short = ("--max-length", 3)
+    assert caption(photos / "00.png", "--attention", "own", *short)[0] == 0
+    assert caption(photos / "00.png", "--attention", "boxes", "--font", font, *short)[0] == 0
+    own, boxes = (next(Path(folder).iterdir()).read_bytes() for folder in ("own", "boxes"))
+    assert own != boxes
+    (tmp_path / "no.ttf").write_text("no font")
+    status, _, err = caption(photos, "--attention", "maps", "--font", "no.ttf")
+    assert (status, "cannot load the font no.ttf" in err) == (2, True)
+    status, _, err = caption(photos, "--font", font)
+    assert (status, "--attention DIR" in err) == (2, True)
+
+
 def test_errors_file(caption, photos):
     (photos / "01.png").write_bytes(b"")
     caption(photos, "-o", "out.csv", "--errors", "bad.jsonl")
