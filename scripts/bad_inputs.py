@@ -34,7 +34,8 @@ def main() -> None:
 def make(folder: Path) -> list[str]:
     """Make the folder and what is in it; returns the names."""
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = (modes, formats, truncations, metadata, bombs, impostors, shapes, odd_names)
+    kinds = (modes, formats, truncations, metadata, beside_pixels, tiffs, bombs)
+    kinds += (impostors, not_fetched, shapes, odd_names)
     for kind in kinds:
         for name, data in kind():
             with contextlib.suppress(OSError):  # a file system that cannot have such a name
@@ -171,6 +172,85 @@ def metadata() -> Iterator[tuple[str, bytes]]:
     yield "ok-broken-profile.png", encode(rgb, "PNG", icc_profile=b"no profile at all")
 
 
+def beside_pixels() -> Iterator[tuple[str, bytes]]:
+    """Sound pixels with something large, damaged or foreign beside them."""
+    rgb = photo()
+    plain, jpeg = encode(rgb, "PNG"), encode(rgb, "JPEG")
+    large = zlib.compress(b"1234567890" * 200_000)
+    texts = {
+        "iTXt": b"workflow\0\1\0\0\0" + large,
+        "zTXt": b"parameters\0\0" + large,
+        "iCCP": b"profile\0\0" + large,
+    }
+    for kind, body in texts.items():
+        yield f"ok-large-{kind}.png", with_chunk(plain, chunk(kind.encode(), body))
+    for kind in (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"pHYs", b"tIME", b"xxXx"):
+        damaged = chunk(kind, b"Comment\0\0no such thing")[:-4] + b"\0\1\2\3"  # its checksum
+        yield f"ok-damaged-{kind.decode()}.png", with_chunk(plain, damaged)
+    yield "ok-bytes-after-the-end.png", plain + b"more" * 500
+    yield "ok-bytes-after-the-end.gif", encode(rgb, "GIF") + b"more" * 500
+    yield "ok-bytes-after-the-end.bmp", encode(rgb, "BMP") + b"more" * 500
+    yield "ok-motion-photo.jpg", jpeg + b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(3000)
+    yield "ok-second-jpeg-after-it.jpg", jpeg + encode(rgb.rotate(90), "JPEG")
+    yield "ok-zip-after-it.jpg", jpeg + b"PK\3\4" + bytes(500)
+    yield "ok-without-end-marker.jpg", jpeg[:-2]
+    yield "ok-zeros-for-end-marker.jpg", jpeg[:-2] + bytes(2)
+    yield "ok-line-feed-after-it.jpg", jpeg + b"\n"
+    comment = b"\xff\xfe" + struct.pack(">H", 40_002) + b"c" * 40_000
+    yield "ok-large-comment.jpg", jpeg[:2] + comment + jpeg[2:]
+    unknown = b"\xff\xef" + struct.pack(">H", 12) + b"\xff" * 10
+    yield "ok-unknown-segment.jpg", jpeg[:2] + unknown * 20 + jpeg[2:]
+    for percent in (60, 99):  # rows are missing, yet libjpeg sees an end marker and makes them up
+        cut = jpeg[: len(jpeg) * percent // 100]
+        yield f"any-rows-missing-{100 - percent}-percent.jpg", cut + b"\xff\xd9"
+
+
+def with_chunk(data: bytes, more: bytes) -> bytes:
+    """A PNG with a chunk after its header."""
+    return data[:33] + more + data[33:]
+
+
+def tiffs() -> Iterator[tuple[str, bytes]]:
+    """Compressions, depths and layouts of TIFF."""
+    rgb = photo()
+    for compression in ("packbits", "tiff_adobe_deflate", "tiff_deflate", "jpeg"):
+        yield f"ok-{compression}.tif", encode(rgb, "TIFF", compression=compression)
+    for compression in ("group3", "group4", "tiff_ccitt"):
+        yield f"ok-{compression}.tif", encode(rgb.convert("1"), "TIFF", compression=compression)
+    for bits, planes in ((8, 1), (8, 2), (16, 1), (16, 2)):
+        prefix = "bad" if (bits, planes) == (16, 2) else "ok"
+        yield f"{prefix}-{bits}-bits-planes-{planes}.tif", rgb_tiff(bits, planes)
+
+
+def rgb_tiff(bits: int, planes: int, side: int = 16) -> bytes:
+    """RGB with interleaved (1) or separate (2) colours, which Pillow does not write."""
+    size = side * side * bits // 8
+    pixels = np.random.default_rng(3).bytes(3 * size)
+    strips = 1 if planes == 1 else 3
+    after = 8 + 2 + 12 * 11 + 4
+    start = after + 8 + 8 * strips
+    lists = struct.pack("<3HH", bits, bits, bits, 0)
+    places = [start + number * size for number in range(strips)]
+    sizes = [len(pixels) // strips] * strips
+    lists += struct.pack(f"<{2 * strips}I", *places, *sizes)
+    fields = [
+        (256, 4, 1, side),  # width
+        (257, 4, 1, side),  # height
+        (258, 3, 3, after),  # bits per sample
+        (259, 3, 1, 1),  # not compressed
+        (262, 3, 1, 2),  # RGB
+        (273, 4, strips, after + 8 if strips > 1 else start),
+        (277, 3, 1, 3),  # samples per pixel
+        (278, 4, 1, side),  # rows per strip
+        (279, 4, strips, after + 8 + 4 * strips if strips > 1 else len(pixels)),
+        (284, 3, 1, planes),
+        (339, 3, 1, 1),  # whole numbers
+    ]
+    directory = b"".join(struct.pack("<HHII", *field) for field in fields)
+    header = b"II*\0" + struct.pack("<IH", 8, len(fields))
+    return header + directory + bytes(4) + lists + pixels
+
+
 # ------------------------------------------------------------------------------------------- bombs
 
 
@@ -273,6 +353,32 @@ def impostors() -> Iterator[tuple[str, bytes]]:
     yield "bad-signature-and-noise.png", b"\x89PNG\r\n\x1a\n" + np.random.default_rng(2).bytes(999)
 
 
+def not_fetched() -> Iterator[tuple[str, bytes]]:
+    """What is found where a picture should be."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 12345\n"
+    yield "bad-lfs-pointer.jpg", pointer % (b"0" * 64)
+    yield "bad-lfs-pointer.png", pointer % (b"f" * 64)
+    yield "bad-address.jpg", b"https://example.org/photo.jpg\n"
+    yield "bad-shortcut.jpg", b"[InternetShortcut]\r\nURL=https://example.org/photo.jpg\r\n"
+    yield "bad-json.jpg", b'{"error": {"code": 403, "message": "Rate limit"}}'
+    yield "bad-xml.jpg", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"
+    yield "bad-base64.jpg", b"data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
+    yield "bad-multipart.jpg", b"--boundary\r\nContent-Type: image/jpeg\r\n\r\n"
+    yield "bad-pickle.jpg", b"\x80\x04\x95\x1a\0\0\0\0\0\0\0\x8c\x08builtins"
+    yield "bad-array.jpg", b"\x93NUMPY\x01\0v\0{'descr': '|u1', 'shape': (2, 2)}"
+    yield "bad-parquet.jpg", b"PAR1" + bytes(40) + b"PAR1"
+    yield "bad-tar.jpg", bytes(257) + b"ustar\x0000" + bytes(247)
+    yield "bad-zip-with-files.jpg", b"PK\3\4" + bytes(60)
+    for name, start in {"gzip": b"\x1f\x8b\x08", "bzip2": b"BZh9", "xz": b"\xfd7zXZ\0"}.items():
+        yield f"bad-{name}.jpg", start + bytes(60)
+    yield "bad-rar.jpg", b"Rar!\x1a\x07\x01\0" + bytes(40)
+    yield "bad-matroska.jpg", b"\x1aE\xdf\xa3" + bytes(60)
+    yield "bad-photoshop.jpg", b"8BPS\0\1" + bytes(60)
+    yield "bad-appledouble.jpg", b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(60)
+    yield "bad-line-feed.jpg", b"\n"
+    yield "bad-mark-alone.jpg", b"\xef\xbb\xbf"
+
+
 def shapes() -> Iterator[tuple[str, bytes]]:
     """Extreme sizes."""
     for width, height in ((1, 1), (1, 20_000), (20_000, 1)):
@@ -288,6 +394,8 @@ def odd_names() -> Iterator[tuple[str, bytes]]:
     data = encode(photo((24, 16)), "PNG")
     names = [b"line\nend", b"tab\tstop", b"carriage\rreturn", b"caf\xe9 \xff", b'"quoted", twice']
     names += [b"'; echo hello; #", b" two  spaces ", "äöü 猫 🐈".encode(), b"*", b"x" * 240]
+    names += ["红色的圆".encode("gbk"), "тест".encode("cp1251"), "e\u0301".encode(), b"-- -m x"]
+    names += [b"=1+2", b"@SUM(A1)", b"https:", b"#3", b"CON", b"~", "\u2028line".encode()]
     names += [b"[1]", b"bell\x07", "right\u202eto left".encode(), b"back\\slash", b"%s{0}$HOME"]
     for name in names:
         yield os.fsdecode(b"ok-" + name + b".png"), data

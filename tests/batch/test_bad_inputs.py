@@ -32,7 +32,7 @@ def check(captioned, failed, names):
 
 def test_the_corpus_is_large(corpus):
     _, names = corpus
-    assert len(names) > 100
+    assert len(names) >= 200
     assert len({name.rsplit(".", 1)[-1].lower() for name in names}) >= 8
 
 
@@ -46,7 +46,7 @@ def test_the_command_survives_all_of_it(corpus, model, tmp_path):
         status, peak = measure([*command, "--workers", "8"], stderr=errors, env=environment())
     said = (tmp_path / "stderr").read_text()
     assert status == 1, said  # negative: it took ten minutes
-    assert peak < 2 * GIGABYTE
+    assert peak < GIGABYTE
 
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").open(encoding="utf-8")]
     assert [os.path.basename(row["image"]) for row in rows] == names  # sorted, as a folder's are

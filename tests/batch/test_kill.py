@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -108,23 +109,52 @@ def start(server, model, tmp_path, monkeypatch):
     (tmp_path / "photos" / "07.png").write_bytes(b"nonsense")
     monkeypatch.chdir(tmp_path)
 
-    def call(output, *options):
-        arguments = ["caption", "photos", "--model", str(model), "--batch-size", "2"]
-        return Run(server, [*arguments, "-o", output, *options])
+    def call(output, *options, source="photos"):
+        arguments = ["caption", source, "--model", str(model), "--batch-size", "2"]
+        output = ["-o", output] if output else []
+        return Run(server, [*arguments, *output, *options])
 
     return call
 
 
-@pytest.mark.parametrize(("name", "most"), [("out.jsonl", 10), ("out.csv", 6), ("out.json", 6)])
-def test_kills_at_random_moments(start, name, most):
+SLOWLY = [
+    pytest.param(name, source, 20, marks=pytest.mark.slow)
+    for name in ("out.jsonl", "out.csv", "out.json", "out.parquet")
+    for source in ("photos", "photos.tar")
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "most"),
+    [
+        ("out.jsonl", "photos", 20),
+        ("out.csv", "photos", 8),
+        ("out.json", "photos", 8),
+        ("out.parquet", "photos", 4),
+        ("out.jsonl", "photos.tar", 4),
+        *SLOWLY,
+    ],
+)
+def test_kills_at_random_moments(start, name, source, most):
+    if name == "out.parquet":
+        pytest.importorskip("pyarrow")
+    with tarfile.open("photos.tar", "w") as archive:  # with links, which are read in a second pass
+        for path in sorted(Path("photos").iterdir()):
+            archive.add(path)
+        for number in range(4):
+            link = tarfile.TarInfo(f"photos/link-{number}.png")
+            link.type, link.linkname = tarfile.SYMTYPE, f"{2 * number:02}.png"
+            archive.addfile(link)
     rng = random.Random(name)
-    assert start(f"whole-{name}", "--errors", "whole.errors").wait()[0] == 1
+    assert start(f"whole-{name}", "--errors", "whole.errors", source=source).wait()[0] == 1
     whole, errors = Path(f"whole-{name}").read_bytes(), Path("whole.errors").read_bytes()
-    rows = Path(f"{name}.partial" if name == "out.json" else name)
+    made_at_the_end = name in ("out.json", "out.parquet")
+    rows = Path(f"{name}.partial" if made_at_the_end else name)
     kills = finished = 0
     sizes = set()
     while kills < most or not finished or rows.exists():
-        run = start(name, "--errors", "errors.jsonl", "--resume")  # also when there is nothing yet
+        # Also when there is nothing yet.
+        run = start(name, "--errors", "errors.jsonl", "--resume", source=source)
         if kills < most:
             done = rows.stat().st_size if rows.exists() else 0
             if rng.random() < 0.8:  # anywhere in what is left, else while it starts
@@ -135,13 +165,13 @@ def test_kills_at_random_moments(start, name, most):
         status, said = run.wait()
         if status == -signal.SIGKILL:
             kills += 1
-            if name == "out.json" and Path(name).exists():
-                assert Path(name).read_bytes() == whole  # the array appears whole or not at all
+            if made_at_the_end and Path(name).exists():
+                assert Path(name).read_bytes() == whole  # it appears whole or not at all
                 Path(name).unlink()
             if rows.exists():
                 data = rows.read_bytes()
                 sizes.add(len(data))
-                if name != "out.json":
+                if not made_at_the_end:
                     assert whole.startswith(data)
                 if rng.random() < 0.5:  # as after a power cut, which a process cannot act
                     rows.write_bytes(data[: -rng.randrange(1, 60)])
@@ -152,6 +182,46 @@ def test_kills_at_random_moments(start, name, most):
         finished += 1
         Path(name).unlink()
     assert len(sizes) >= most // 4  # they did die at different places
+
+
+@pytest.mark.parametrize("most", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_of_a_run_that_writes_sidecars(start, most):
+    """Each is there whole or not at all, and one that failed fails again."""
+
+    def sidecars():
+        return {path.name: path.read_bytes() for path in Path("photos").glob("*.txt")}
+
+    def remove():
+        for path in Path("photos").glob("*.txt"):
+            path.unlink()
+
+    rng = random.Random(most)
+    options = ("--format", "sidecar", "--resume")
+    assert start(None, *options).wait()[0] == 1
+    whole = sidecars()
+    assert len(whole) == PHOTOS - 1
+    remove()
+    kills = finished = 0
+    while kills < most or not finished:
+        run = start(None, *options)
+        if kills < most:
+            deadline = time.monotonic() + DEADLINE
+            until = rng.randrange(len(sidecars()), PHOTOS)
+            while run.alive() and len(sidecars()) < until:
+                assert time.monotonic() < deadline
+            time.sleep(rng.uniform(0, 0.01))
+            if run.alive():
+                os.kill(run.pid, signal.SIGKILL)
+        status, said = run.wait()
+        if status == -signal.SIGKILL:
+            kills += 1
+            assert sidecars().items() <= whole.items()
+            continue
+        assert status == 1, said
+        assert "1 failed" in said
+        assert sidecars() == whole
+        finished += 1
+        remove()
 
 
 def test_a_second_process_is_refused_until_the_first_is_dead(start):
