@@ -296,7 +296,7 @@ def run(protocol: Protocol, ablation: Ablation, seed: int, photos: int | None) -
         config = protocol.config(ablation, seed)
         _, examples = read_examples(config.data, config.validation.limit)
         found = {beam: evaluate(captioner, examples, beam=beam) for beam in BEAMS}
-        summaries = {str(beam): each.scores.summary() for beam, each in found.items()}
+        summaries = {str(beam): each.quality.scores.summary() for beam, each in found.items()}
         save(out / "beams.json", summaries)
 
 

@@ -171,7 +171,7 @@ def side_by_side(found: dict[str, Evaluation]) -> str:
     rows = []
     for name, evaluation in found.items():
         report = evaluation.attention
-        cider = evaluation.scores.cider.score
+        cider = evaluation.quality.scores.cider.score
         row = [name, "" if cider is None else f"{cider:.3f}"]
         for key, form in (("ratio", ".2f"), ("pointing_gain", "+.1f"), ("entropy", ".3f")):
             low, high = report.intervals[key]

@@ -63,7 +63,7 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _write_json(arguments.json, result.to_dict())
     if arguments.results_out:
-        _write_json(arguments.results_out, result.results)
+        _write_json(arguments.results_out, result.quality.results)
     if arguments.report:
         names = map(os.path.basename, arguments.model or ["the shipped model"])
         title = " + ".join(names)

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captioner.data.annotations import Example
-from captioner.data.features import FeatureCache
+from captioner.data.feature_cache import FeatureCache
 from captioner.data.sampler import Key, LengthAwareSampler
 from captioner.errors import DataError, ImageError
 from captioner.image.io import open_image

@@ -42,8 +42,6 @@ from captioner.image.transforms import Augmentation, Preprocess
 from captioner.utils.files import exclusive_lock
 from captioner.utils.parallel import map_ahead
 
-__all__ = ["Extract", "FeatureCache", "build_features"]
-
 logger = logging.getLogger(__name__)
 
 Extract = Callable[[Tensor], Sequence[Tensor]]

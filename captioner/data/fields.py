@@ -206,15 +206,12 @@ def _captions(value: Any) -> tuple[list[str], int]:
         for item in value:
             if isinstance(item, list):
                 raise ValueError(f"a caption must be a string, not {item!r}")
-            found, lost = ([item], 0) if _is_text(item) else _captions(item)
+            text = isinstance(item, str) and not _is_missing(item)
+            found, lost = ([item], 0) if text else _captions(item)
             captions += found
             missing += lost
         return captions, missing
     raise ValueError(f"a caption must be a string, not {value!r}")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not _is_missing(value)
 
 
 def _is_missing(text: str) -> bool:

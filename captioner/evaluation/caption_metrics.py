@@ -95,7 +95,9 @@ class CaptionQuality:
             lines += ["", "{metrics}: {implementation}; tokenizer: {tokenizer}".format(**_OWN)]
         for score in self.official:
             made = f"{score.implementation}; tokenizer: {score.tokenizer}"
-            lines.append(f"{score.name}: {made if score.reason is None else _reason(score)}")
+            if score.reason is not None:
+                made = f"not computed: {score.reason}"
+            lines.append(f"{score.name}: {made}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -213,7 +215,3 @@ def references_digest(image_ids: Sequence[int | str], references: Sequence[Seque
 def _rounded(value: float) -> float | None:
     rounded: float | None = json_value(round(float(value), 6))
     return rounded
-
-
-def _reason(score: OfficialScore) -> str:
-    return f"not computed: {score.reason}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -181,11 +180,9 @@ def read_scored(
 def _read_evaluation(content: dict[str, Any], source: str) -> ScoredFile:
     try:
         images = content["images"]
-        rows = [
-            [*image["bleu_counts"], image["rouge_l"], _number(image["cider"])] for image in images
-        ]
+        rows = [[*image["bleu_counts"], image["rouge_l"], image["cider"]] for image in images]
         captions = {str(image["image_id"]): image["caption"] for image in images}
-        table = ScoreTable(np.array(rows, dtype=np.float64))
+        table = ScoreTable(np.array(rows, dtype=np.float64))  # None becomes NaN
         missing = sum(caption is None for caption in captions.values())
         if len(captions) < len(images):
             raise ValueError("an image id occurs twice")
@@ -193,7 +190,3 @@ def _read_evaluation(content: dict[str, Any], source: str) -> ScoredFile:
         raise DataError(f"{source}: damaged scores ({error!r}); evaluate again") from error
     notes = [f"{missing:,} photos have no caption (this lowers the scores)"] if missing else []
     return ScoredFile(captions, table, content["references_digest"], notes)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

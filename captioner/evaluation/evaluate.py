@@ -1,7 +1,7 @@
 """Evaluate a captioner: caption every image once and score against all its references.
 
 What is scored is the sentence as a reader gets it, tokenized like the references, so that the
-official tools give the same figures for `Evaluation.results`.
+official tools give the same figures for `CaptionQuality.results`.
 
 Shapes: T words of a caption, (H, W) attention grid, L = H·W.
 """
@@ -25,7 +25,6 @@ from captioner.evaluation.caption_metrics import CaptionQuality, measure_quality
 from captioner.evaluation.faithfulness import FaithfulnessMeasure, FaithfulnessReport
 from captioner.evaluation.masks import CocoInstances
 from captioner.evaluation.saliency import saliency_maps
-from captioner.metrics.coco_caption import CaptionScores
 from captioner.models.attention import map_entropy
 from captioner.models.encoder import Grid
 from captioner.tokenizer import Vocabulary
@@ -63,16 +62,6 @@ class Evaluation:
     saliency: AttentionReport | None = field(repr=False)
     faithfulness: FaithfulnessReport | None = field(repr=False)
     search: dict[str, Any]
-
-    @property
-    def scores(self) -> CaptionScores:
-        """Return the caption metrics, of the corpus and per image (in the order of `results`)."""
-        return self.quality.scores
-
-    @property
-    def results(self) -> list[dict[str, Any]]:
-        """Return one `{"image_id", "caption"}` per scored image: the COCO results format."""
-        return self.quality.results
 
     def table(self) -> str:
         """Return the figures as text for a terminal; BLEU and ROUGE-L from 0 to 100."""

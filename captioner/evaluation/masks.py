@@ -66,7 +66,11 @@ class CocoInstances:
         Raises:
             DataError: The image is not in the files.
         """
-        return frozenset(self._outlines[self._known(image_id)])
+        if image_id not in self.present:
+            raise DataError(
+                f"photo {image_id!r} is not in the instances file; leave it out of the measurement"
+            )
+        return frozenset(self._outlines[image_id])
 
     def supercategory(self, category: str) -> str:
         """Return COCO's coarser class of a category: `person`, `animal`, `vehicle`, ..."""
@@ -81,13 +85,6 @@ class CocoInstances:
         if category not in self.outlined(image_id):
             raise DataError(f"image {image_id!r} has no mask of {category!r}")
         return self._mask(image_id, category)
-
-    def _known(self, image_id: int | str) -> int | str:
-        if image_id not in self.present:
-            raise DataError(
-                f"photo {image_id!r} is not in the instances file; leave it out of the measurement"
-            )
-        return image_id
 
     def _read(self, path: Path) -> None:
         try:

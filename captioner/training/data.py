@@ -21,7 +21,8 @@ from captioner.checkpoint import Header, load_checkpoint
 from captioner.config import Config, DataConfig, SourceConfig
 from captioner.data.annotations import Example, read_captions
 from captioner.data.dataset import CaptionDataset
-from captioner.data.features import FeatureCache, build_features
+from captioner.data.feature_cache import FeatureCache
+from captioner.data.features import build_features
 from captioner.errors import CheckpointError, ConfigError, DataError
 from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess

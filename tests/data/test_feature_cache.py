@@ -19,7 +19,8 @@ from helpers.features import read_one
 from PIL import Image
 from torch.nn import functional
 
-from captioner.data.features import FeatureCache, build_features
+from captioner.data.feature_cache import FeatureCache
+from captioner.data.features import build_features
 from captioner.errors import DataError
 from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess

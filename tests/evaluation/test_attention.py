@@ -13,17 +13,6 @@ from captioner.metrics.coco_categories import CATEGORIES
 from captioner.models.attention import map_entropy
 
 
-@pytest.fixture
-def masks(tmp_path):
-    # Photo 1: a dog at the top right. Photo 2: two overlapping people and a crowd of dogs.
-    photos = {
-        1: [(1, box(0, 20, 15, 40), 0)],
-        2: [(2, box(0, 0, 20, 20), 0), (2, box(10, 10, 30, 30), 0), (1, box(0, 0, 30, 40), 1)],
-        3: [],
-    }
-    return CocoInstances(write_instances(tmp_path / "instances.json", photos))
-
-
 def measure_attention(captions, objects, *, tolerance=0, **options):
     """The report of (image id, words, maps) triples."""
     measure = AttentionMeasure(objects, tolerance=tolerance)

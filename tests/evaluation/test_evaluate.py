@@ -107,14 +107,14 @@ def write_instances(path, ids, size=64):
 def test_scores_what_the_captioner_says_about_each_photo_once(captioner, examples):
     result = evaluate(captioner, examples, batch_size=4, progress=False, beam=2, max_length=6)
     said = captioner([example.image for example in examples], beam=2, max_length=6)
-    assert result.results == [
+    assert result.quality.results == [
         {"image_id": example.image_id, "caption": caption.text}
         for example, caption in zip(examples, said, strict=True)
     ]
     expected = score_captions(
         [tokenize(caption.text) for caption in said], [example.captions for example in examples]
     )
-    assert result.scores.summary() == pytest.approx(expected.summary())
+    assert result.quality.scores.summary() == pytest.approx(expected.summary())
     assert result.unfinished == sum(not caption.finished for caption in said) / 6
     assert result.search == {"beam": 2, "max_length": 6}
     figures = result.to_dict()
@@ -145,7 +145,7 @@ def test_uniform_maps_have_entropy_one_and_no_word_has_none():
 def test_perfect_captions_get_full_marks():
     texts = ["a red dog on white ground", "one blue bus is here and there"]
     result = evaluate(Speaker(*texts), [photo(1, texts[0]), photo(2, "the tree", texts[1])])
-    summary = result.scores.summary()
+    summary = result.quality.scores.summary()
     assert [summary[f"bleu{n}"] for n in (1, 2, 3, 4)] == pytest.approx([1] * 4)
     assert summary["rouge_l"] == pytest.approx(1)
     assert "100.0" in result.table()  # the table is in percent
@@ -177,8 +177,8 @@ def test_photos_that_cannot_be_read_are_counted_and_named(captioner, examples, t
     assert "2 of 8 photos could not be read" in caplog.text
     assert "damaged.jpg" in caplog.text
     assert "2 photos could not be read" in result.table()
-    assert result.results == whole.results
-    assert result.scores.summary() == pytest.approx(whole.scores.summary())
+    assert result.quality.results == whole.quality.results
+    assert result.quality.scores.summary() == pytest.approx(whole.quality.scores.summary())
     assert whole.failures == []
     assert "could not" not in whole.table()
     with pytest.raises(DataError, match=r"2 of 2 photos could not be read.*damaged\.jpg"):
@@ -197,7 +197,7 @@ def test_an_ensemble_is_evaluated_as_a_whole(captioner, examples, tmp_path, capl
     assert "no saliency maps: they need one model" in caplog.text
     assert result.saliency is None
     said = ensemble([example.image for example in examples], max_length=5)
-    assert [row["caption"] for row in result.results] == [caption.text for caption in said]
+    assert [row["caption"] for row in result.quality.results] == [caption.text for caption in said]
     measure = AttentionMeasure(CocoInstances(instances))
     for i, caption in enumerate(said):  # the mean of both models' maps
         measure.add(i, caption.words, caption.attention)
@@ -225,7 +225,9 @@ def test_attention_is_measured_on_the_photos_that_have_masks(captioner, examples
     assert result.attention.words == sum(len(said[i].words) for i in (1, 3, 4))
     assert result.attention.entropy == pytest.approx(expected.entropy, abs=1e-5)
     assert result.attention.named.words == expected.named.words
-    assert len(result.results) == len(scenes(6))  # the others are captioned and scored all the same
+    assert len(result.quality.results) == len(
+        scenes(6)
+    )  # the others are captioned and scored all the same
     assert "name a visible object" in result.table()
     assert result.to_dict()["attention"]["photos"] == 3
     without = evaluate(captioner, examples, progress=False, max_length=5)

@@ -19,17 +19,6 @@ from captioner.evaluation.masks import (
 )
 
 
-@pytest.fixture
-def masks(tmp_path):
-    # Photo 1: a dog at the top right. Photo 2: two overlapping people and a crowd of dogs.
-    photos = {
-        1: [(1, box(0, 20, 15, 40), 0)],
-        2: [(2, box(0, 0, 20, 20), 0), (2, box(10, 10, 30, 30), 0), (1, box(0, 0, 30, 40), 1)],
-        3: [],
-    }
-    return CocoInstances(write_instances(tmp_path / "instances.json", photos))
-
-
 def test_objects_of_a_file(masks, capsys):
     assert capsys.readouterr().out == ""
     assert masks.present == {1: {"dog"}, 2: {"person", "dog"}, 3: set()}

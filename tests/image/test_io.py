@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.images import encode, noise, same
 from PIL import Image, features
 
 from captioner.errors import ImageError
@@ -20,25 +21,9 @@ def quadrants() -> Image.Image:
     return image
 
 
-def noise(width: int = 64, height: int = 48) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    )
-
-
-def encode(image: Image.Image, format: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
 def distance(a: Image.Image, b: Image.Image) -> float:
     assert a.size == b.size
     return float(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean())
-
-
-def same(a: Image.Image, b: Image.Image) -> bool:
-    return a.size == b.size and a.tobytes() == b.tobytes()
 
 
 # ------------------------------------------------------------------------------ kinds of source

@@ -5,27 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.damaged import png_header
+from helpers.images import encode, noise, same
 from PIL import Image, features
 
 from captioner.errors import CaptionerError, ImageError
 from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess
-
-
-def noise(width: int = 64, height: int = 48) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    )
-
-
-def encode(image: Image.Image, format: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def same(a: Image.Image, b: Image.Image) -> bool:
-    return a.size == b.size and a.tobytes() == b.tobytes()
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:

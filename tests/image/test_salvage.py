@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from helpers.images import encode, same
 from PIL import Image, PngImagePlugin
 
 from captioner.errors import ImageError
@@ -16,16 +17,6 @@ from captioner.image.salvage import count_scans
 def noise(width=90, height=70):
     values = np.random.default_rng(0).integers(0, 256, (height // 5, width // 5, 3), dtype=np.uint8)
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encode(image, form, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def same(a, b):
-    return a.size == b.size and a.tobytes() == b.tobytes()
 
 
 def png_chunk(kind, body, crc=None):

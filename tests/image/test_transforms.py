@@ -3,18 +3,12 @@ import json
 import numpy as np
 import pytest
 from helpers.cells import cell_box
+from helpers.images import noise
 from PIL import Image
 
 from captioner.errors import ConfigError
 from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess, grid_to_image
-
-
-def noise(width: int = 64, height: int = 48) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    )
-
 
 PREPROCESS = Preprocess(8, (0.5, 0.25, 0.0), (0.5, 1.0, 0.25))
 
