@@ -176,3 +176,9 @@ def test_models_at_hand(model, tmp_path):
     (found,) = list_models(model.parent)
     assert (found.name, found.path, found.size) == ("tiny", model, model.stat().st_size)
     assert list_models(tmp_path) == []
+
+
+def test_every_command_takes_names_of_the_hub(model, photos, monkeypatch, capsys):
+    monkeypatch.setattr("captioner.hub.local_model", {"hf-hub:owner/tiny": model}.__getitem__)
+    assert cli.main(["caption", "photos", "-m", "hf-hub:owner/tiny", "-q"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
