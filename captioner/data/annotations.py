@@ -42,7 +42,7 @@ class Example:
 
 @dataclass
 class _Entry:
-    """What all rows of a file say about one image."""
+    """The content of all rows about one image."""
 
     first: Row
     captions: list[str] = field(default_factory=list)

@@ -205,16 +205,16 @@ def _fill(
         unit=" photos",
         disable=None if progress else True,  # None: off where stderr is not a terminal
     )
-    start = told = time.monotonic()
+    start = logged = time.monotonic()
     done = 0
     with bar, _Writer(folder, meta, save_every) as writer, torch.inference_mode():
         for pixels in batches:
             writer.add(compute(pixels))
             bar.update(len(pixels))
             done += len(pixels)
-            if bar.disable and time.monotonic() - told >= _LOG_SECONDS:
-                told = time.monotonic()
-                rate = done / (told - start)
+            if bar.disable and time.monotonic() - logged >= _LOG_SECONDS:
+                logged = time.monotonic()
+                rate = done / (logged - start)
                 left = (meta.count - meta.done - done) / rate / 60
                 logger.info(
                     "feature cache: %d of %d photos (%.0f photos/s, %.0f minutes left)",

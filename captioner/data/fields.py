@@ -64,7 +64,7 @@ class Row:
 
     @property
     def captioned(self) -> bool:
-        """Whether the entry has a field for captions, be it empty."""
+        """Return whether the entry has a field for captions, be it empty."""
         return bool(self.captions or self.missing or self.complete)
 
 

@@ -1,6 +1,6 @@
 """Read lists of images, results and captions files: the one reader for every form that is in use.
 
-The form is told by the content, not by the name:
+The content decides on the form, not the name:
 
 - JSON Lines: an object per line, such as `{"image": "a.jpg", "captions": ["A dog.", ...]}`, or a
   file name per line in quotes. Hugging Face's `metadata.jsonl` is one.
@@ -139,7 +139,7 @@ def _read_tokens(file: TextIO, path: str) -> Iterator[Row]:
 
 
 def _is_table(first: str) -> bool:
-    """Whether a line is the header of a table, or `image.jpg <tab> caption`."""
+    """Return whether a line is the header of a table, or `image.jpg <tab> caption`."""
     if _separator_line(first):
         return True
     cells = first.split(_delimiter(first))
@@ -192,7 +192,7 @@ def _read_table(file: TextIO, path: str, captioned: bool) -> Iterator[Row]:
 
 
 def _lacks_header(cells: list[str], captioned: bool) -> bool:
-    """Whether the first row of a table is an image already."""
+    """Return whether the first row of a table is an image already."""
     if any(map(is_known_field, cells)):
         return False
     return is_image_name(cells[0]) or not captioned
@@ -272,7 +272,7 @@ def _is_object(line: str) -> bool:
 
 
 def _is_document(content: Mapping[str, Any]) -> bool:
-    """Whether an object holds many images, as COCO's does, or is `{"a.jpg": "A dog."}`."""
+    """Return whether an object holds many images, as COCO's does, or is `{"a.jpg": "A dog."}`."""
     lists = any(isinstance(content.get(key), list) for key in ("images", "annotations"))
     return lists or (bool(content) and all(map(is_image_name, content)))
 

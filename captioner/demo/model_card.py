@@ -41,7 +41,7 @@ _METRICS = {
     "attention_entropy": "Entropy of the maps (1 is uniform)",
     "words": "Words a sentence",
 }
-_SHARES = ("bleu1", "bleu4", "rouge_l")  # told in percent
+_SHARES = ("bleu1", "bleu4", "rouge_l")  # shown in percent
 
 
 @dataclass(frozen=True, kw_only=True)

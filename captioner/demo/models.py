@@ -99,7 +99,7 @@ class Models:
             self._loaded.set_exception(error)
 
     def check(self) -> None:
-        """Raise the error that loading has met, if it has met one by now.
+        """Raise the error by which loading has failed, if it has.
 
         Raises:
             CaptionerError: A model file cannot be used, or the device is not there.

@@ -164,9 +164,9 @@ class RequestGuard:
             await self._check_room()
 
     def _check_host(self, headers: Headers) -> None:
-        """Refuse other sites' pages (by Origin) and names that were bent to this machine (by Host).
+        """Refuse requests of other sites' pages (by Origin) and unknown host names (by Host).
 
-        A name is needed to bend one (DNS rebinding), so plain addresses pass.
+        Unknown names may be DNS rebinding. That needs a name, so plain addresses pass.
         """
         host = headers.get("host", "")
         name = (urlsplit(f"//{host}").hostname or "").lower()
@@ -266,7 +266,7 @@ class _Parser(route_utils.GradioMultiPartParser):
 
 
 def prepare_gradio() -> None:
-    """Keep Gradio to this demo; called before a page is built.
+    """Confine Gradio to this demo; called before a page is built.
 
     By default all Gradio apps of a machine share one cache: this one gets its own, which
     `remove_files` or the end of the process deletes. Where a program gives an address instead of a

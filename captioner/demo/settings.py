@@ -74,7 +74,7 @@ class Settings:
 
 
 def _name_errors(component: Any) -> None:
-    """Let a component say its name when it gets a value that the page cannot send."""
+    """Make a component refuse values that the page cannot send, by an error with its label."""
     usual = component.preprocess
 
     def preprocess(value: Any) -> Any:

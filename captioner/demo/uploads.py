@@ -129,7 +129,7 @@ def _items(files: Sequence[Upload]) -> Iterator[Item]:
 
 
 def open_item(captioner: Captioner, item: Item) -> OpenedImage:
-    """Open an image, or say why not; the model sees of it what it sees on the command line."""
+    """Open an image as the command line does; on failure, return the item with an error."""
     shape = captioner.preprocess
     if item.error is not None:
         return OpenedImage(item.name, error=item.error)

@@ -1,6 +1,6 @@
 """Score existing captions: read files of results, match them to references, score them.
 
-Three kinds of file are told apart by their content: COCO results JSON
+The content decides among three kinds of file: COCO results JSON
 (`[{"image_id", "caption"}]`), JSONL as `captioner caption -o captions.jsonl` writes it, and CSV
 with a header. A row names its image by id (`image_id`, `id`) or by file name (`image`,
 `path`, `file`, ...).

@@ -88,7 +88,7 @@ def _warn_once(example: str, font: str) -> None:
 
 
 def _has_letters(font: Font, letters: frozenset[str]) -> bool:
-    """Whether no letter is drawn as the box that stands for an absent one."""
+    """Return whether no letter is drawn as the box that stands for an absent one."""
     box = bytes(font.getmask(_UNUSED))
     return all(bytes(font.getmask(letter)) != box for letter in letters)
 

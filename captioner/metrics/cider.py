@@ -43,7 +43,7 @@ class CiderScore:
 
     @property
     def defined(self) -> bool:
-        """False if the document frequencies come from one image, so that every weight is 0."""
+        """Return False if the document frequencies come from one image: all weights are 0 then."""
         return self.score is not None
 
 
@@ -212,7 +212,7 @@ def _lengths(sequences: Sequence[Sequence[object]]) -> Ints:
 def _ngrams(
     words: Ints, caption_of: Ints, number: Callable[[int, Ints], Ints]
 ) -> Iterator[tuple[Ints, Ints]]:
-    """Yield, for the orders 1 to 4, the caption and the n-gram that begins at each position.
+    """Yield the caption and the n-gram that begins at each position, for the orders 1 to 4.
 
     The key of an n-gram combines the number of its first n - 1 words with its last word. Keys
     across two captions are computed too, to keep positions aligned, but not yielded.

@@ -293,7 +293,7 @@ def word_class(word: str) -> str:
 
 
 def _qualifies_animal(words: Sequence[str], named: Sequence[str | None], i: int) -> bool:
-    """Tell whether an animal's name follows word `i` at once or after one adjective."""
+    """Return whether an animal's name follows word `i` at once or after one adjective."""
     following = named[i + 1 : i + 3]
     if following and following[0] is None:
         between = words[i + 1]

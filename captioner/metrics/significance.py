@@ -128,7 +128,7 @@ class Difference:
 
     @property
     def difference(self) -> float:
-        """`b - a`."""
+        """Return `b - a`."""
         return self.b - self.a
 
 

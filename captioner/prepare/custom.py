@@ -158,7 +158,7 @@ class Report:
 
 @dataclass
 class _Captioned:
-    """What the rows say of one image."""
+    """The content of all rows about one image."""
 
     captions: dict[str, str] = field(default_factory=dict)  # normalised -> as written
     split: str | None = None
@@ -233,18 +233,17 @@ def check_and_split(
 ) -> tuple[list[Example], Report]:
     """Turn rows into images with captions and splits, and report what is wrong with them.
 
-    Left out are empty captions, an image's captions that say the same twice, images without a
-    caption, images that are missing and images that cannot be read. Splits that the rows name are
-    kept; otherwise images are drawn by `seed`, with images that are the same or nearly so in one
-    split.
+    Empty captions, repeated captions of an image, and images without a caption, missing or
+    unreadable are left out. Splits that the rows name are kept. Otherwise images are split by
+    `seed`, and images that are the same or nearly so go to the same split.
 
     Args:
-        rows: As read.
-        source: The file or folder they come from.
+        rows: The rows of a file or folder.
+        source: That file or folder.
         image_root: Folder of the images; None looks in `images` beside the file, then beside it.
         val: Share of the images for validation.
         test: Share of the images for testing.
-        seed: Of the draw.
+        seed: Seed of the split.
         max_words: Captions with more words are reported (and kept: training cuts them).
         report: Goes on with this one.
         advance: Called for each image that was looked at.
@@ -305,17 +304,17 @@ def check_and_split(
 def draw_splits(
     names: Sequence[str], numbers: Sequence[int], shares: Mapping[str, float], seed: int
 ) -> list[str]:
-    """Deal images out to splits, group by group.
+    """Assign images to splits, group by group.
 
-    A group's place in the order is a hash of the seed and its first name, not a draw: adding images
+    A group's place in the order is a hash of the seed and its first name, so that adding images
     moves few of the others.
 
     Args:
-        names: Of the images.
+        names: Names of the images.
         numbers: The group of each image; a group stays together.
-        shares: Split -> share of the images; the rest is `train`. A share above 0 gets an image at
-            least, if there are enough groups.
-        seed: Of the order.
+        shares: Split -> share of the images; the rest is `train`. A share above 0 gets at least one
+            image if there are enough groups.
+        seed: Seed of the order.
 
     Returns:
         The split of each image.

@@ -106,7 +106,7 @@ def unpack_found(archives: Sequence[Archive], index: FileIndex, root: Path, bars
 
 
 def is_unpacked(archive: Archive, index: FileIndex) -> bool:
-    """Whether all files of an archive are there."""
+    """Return whether all files of an archive are there."""
     return len(index.match(archive.pattern)) >= archive.count
 
 

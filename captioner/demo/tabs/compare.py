@@ -74,7 +74,7 @@ def _add_side(
 def on_settings(
     models: Models, title: str, path: str | None, view: Any, model: str, *given: Any
 ) -> tuple[Any, ...]:
-    """Caption the image on show once more, and say in the heading how."""
+    """Caption the shown image again, and set the heading to the model and kind of search."""
     _, _, mode, *_ = given  # after the looks
     label = side_label(models, title, model, mode)
     shown = caption_tab.on_settings(models, path, view, model, *given)
