@@ -78,6 +78,8 @@ class ShardWriter(RowWriter):
     def __init__(self, journal: Journal, form: str, assignment: ShardAssignment, attention: bool):
         super().__init__(journal, attention)
         self._coco = CocoFormat() if form == "coco" else None
+        if self._coco is not None:  # two images with one id may be in different shards
+            assignment.observe = self.refuse
         self._assignment = assignment
 
     def refuse(self, item: Item) -> str | None:
@@ -181,7 +183,9 @@ def merge_shards(output: str, errors: str | None = None) -> Summary:
     """
     path = Path(output)
     folder, settings, total = _check_complete(path)
-    merged = folder / path.name  # locked while it is open, it also keeps another merge away
+    # Not the output's own name, which may be that of a shard file (`-o 0.jsonl`). It is locked
+    # while it is open, which also keeps another merge away.
+    merged = folder / f"merged.{settings['format']}"
     summary = Summary()
     try:
         with contextlib.ExitStack() as stack:

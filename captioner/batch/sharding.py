@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -84,12 +84,14 @@ class ShardAssignment:
 
     Attributes:
         total: Images seen so far, those of other shards included.
+        observe: Called for each image of the run that its source can provide.
     """
 
     def __init__(self, shard: Shard, batch_size: int):
         self.shard = shard
         self.batch_size = batch_size
         self.total = 0
+        self.observe: Callable[[Item], object] | None = None
 
     def items(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the images of this shard, each with its index in the run.
@@ -99,6 +101,8 @@ class ShardAssignment:
         """
         for index, item in enumerate(items):
             self.total = index + 1
+            if self.observe is not None and item.error is None:
+                self.observe(item)
             if index // self.batch_size % self.shard.count == self.shard.index:
                 yield replace(item, index=index)
 

@@ -245,7 +245,10 @@ def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def run_settings(arguments: argparse.Namespace, search: dict[str, Any]) -> dict[str, Any]:
     """Return, as JSON values, the settings that shards and resumed parts must agree on."""
     names = ("attention_json", "model", "precision", "image_root", "column")
-    return {"search": search, **{name: getattr(arguments, name) for name in names}}
+    settings = {"search": search, **{name: getattr(arguments, name) for name in names}}
+    if arguments.backend != "auto":  # results of versions without this option go on
+        settings["backend"] = arguments.backend
+    return settings
 
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -10,8 +10,9 @@ The content decides on the form, not the name:
   it. Without a header the first column names the image and the others are captions.
 - A token file of Flickr, `photo.jpg#0 <tab> caption`; or bare file names, one per line.
 
-Text is UTF-8 or, by its byte-order mark, UTF-16 or UTF-32. A byte that is not UTF-8 is kept in file
-names, as the file system may have it, and read as Windows-1252 in captions, with a warning.
+Text is UTF-8; or UTF-16 (also without a byte-order mark) or UTF-32. A byte that is not UTF-8 is
+kept in file names, as the file system may have it, and read as Windows-1252 in captions, with a
+warning.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ logger = logging.getLogger(__name__)
 _TOKEN = re.compile(r"([^\t]+)#\d+\t(.*)")
 _NUMBERED = re.compile(r"\s*\d+\s+(\S.*)")  # Kaggle's Flickr30k has lost a separator in one row
 _DELIMITERS = ",;\t|"
-_JSON_START = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*(\{|"|\[|\]|$)|")')
+_JSON_START = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*(\{|"|\[|\]|$))')
+_JSON_STRING = re.compile(r'\s*"([^"\\]|\\.)*"\s*')  # all of a line: a table may have quotes too
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _BOMS = {
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
@@ -110,13 +112,15 @@ def _rows(file: TextIO, path: str, captioned: bool) -> Iterator[Row]:
     """Choose the reader of an open file by its beginning."""
     suffix = os.path.splitext(path)[1].lower()
     first = next((line for line in file if line.strip()), "")
-    if suffix in _JSON_SUFFIXES or _JSON_START.match(first):
+    is_table = suffix in (".csv", ".tsv")
+    is_string = not is_table and _JSON_STRING.fullmatch(first)
+    if suffix in _JSON_SUFFIXES or _JSON_START.match(first) or is_string:
         yield from _read_json(file, path, first, suffix in _JSON_SUFFIXES[1:])
         return
     file.seek(0)
     if _TOKEN.fullmatch(first.rstrip("\r\n")):
         yield from _read_tokens(file, path)
-    elif suffix in (".csv", ".tsv") or captioned or _is_table(first):
+    elif is_table or captioned or _is_table(first):
         yield from _read_table(file, path, captioned)
     else:
         for number, line in enumerate(file, start=1):
@@ -171,6 +175,13 @@ def _read_table(file: TextIO, path: str, captioned: bool) -> Iterator[Row]:
             # No header: this is a row already.
             header = ["image", *(f"caption_{number}" for number in range(1, len(cells)))]
         place = f"{path}:{rows.line_num}"
+        if any("\n" in cell and _holds_rows(cell, delimiter) for cell in cells):
+            yield Row(
+                place,
+                error="several lines are one cell, because a quotation mark is not closed: put the"
+                " caption in quotes and write each quotation mark in it twice",
+            )
+            continue
         if len(cells) > len(header) and CAPTION_FIELD.fullmatch(header[-1]):
             # A caption with commas that nobody quoted.
             last = len(header) - 1
@@ -189,6 +200,12 @@ def _read_table(file: TextIO, path: str, captioned: bool) -> Iterator[Row]:
         yield read_entry(record, place)
     if header is None and captioned:
         raise DataError(f"{path}: empty")
+
+
+def _holds_rows(cell: str, delimiter: str) -> bool:
+    """Whether a cell has swallowed rows of its table: lines that begin with an image's name."""
+    rows = (line.split(delimiter) for line in cell.splitlines()[1:])
+    return any(len(row) > 1 and is_image_name(row[0]) for row in rows)
 
 
 def _lacks_header(cells: list[str], captioned: bool) -> bool:
@@ -330,7 +347,7 @@ def _read_coco(content: Mapping[str, Any], path: str) -> Iterator[Row]:
 
 
 def _open_text(path: str) -> TextIO:
-    """Open a text file in the encoding that its byte-order mark tells; else it is UTF-8.
+    """Open a text file in the encoding that its first bytes tell.
 
     Raises:
         DataError: It is no text file; the message says what it is.
@@ -349,8 +366,19 @@ def _open_text(path: str) -> TextIO:
         raise DataError(f"{path}: {foreign}")
     encoding = next((name for bom, name in _BOMS.items() if head.startswith(bom)), "utf-8-sig")
     if encoding == "utf-8-sig" and b"\0" in head:
+        encoding = _encoding_without_mark(head)
+    if not encoding:
         raise DataError(f"{path}: not a text file: name a list, a table or a JSON file")
     return open(path, encoding=encoding, errors="surrogateescape", newline="")
+
+
+def _encoding_without_mark(head: bytes) -> str:
+    """Return the kind of UTF-16 of a text that begins with ASCII; empty if it is no text."""
+    even, odd = head[::2], head[1::2]
+    for name, letters, zeros in (("utf-16-le", even, odd), ("utf-16-be", odd, even)):
+        if 0 not in letters and 2 * zeros.count(0) > len(zeros):
+            return name
+    return ""
 
 
 def _warn_of_encoding(place: str) -> None:

@@ -169,6 +169,32 @@ def test_merged_shards_equal_one_process(caption, photos, name, options, count, 
     assert {path: path.read_bytes() for path in Path("maps").rglob("*.png")} == maps
 
 
+def test_the_output_may_be_called_as_a_shard_file(caption, photos):
+    names = [f"missing/{number:06}.png" for number in range(4000)]  # more rows than a read buffers
+    Path("names.txt").write_text("\n".join(names))
+    caption("names.txt", *BATCH, "-o", "one.jsonl")
+    shards(caption, 2, "0.jsonl", paths=["names.txt"])
+    assert merge_shards("0.jsonl").failed == len(names)
+    assert Path("0.jsonl").read_bytes() == Path("one.jsonl").read_bytes()
+
+
+def test_an_image_id_occurs_once_in_all_shards(caption, photos):
+    rows = [("photos/0.png", 7), ("photos/1.png", 8), ("photos/3.png", 9), ("photos/4.png", 7)]
+    Path("list.csv").write_text("image,id\n" + "".join(f"{name},{id}\n" for name, id in rows))
+    options = ["list.csv", "--batch-size", "1", "--format", "coco"]
+    assert caption(*options, "-o", "one.json")[0] == 1
+    for index in (1, 0):
+        caption(*options, "-o", "two.json", "--shard", f"{index}/2", "--resume")
+    # Resuming a shard gives the same again.
+    part = Path("two.json.shards/1.jsonl")
+    whole = part.read_bytes()
+    part.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    caption(*options, "-o", "two.json", "--shard", "1/2", "--resume")
+    assert part.read_bytes() == whole
+    assert merge_shards("two.json").failed == 1
+    assert Path("two.json").read_bytes() == Path("one.json").read_bytes()
+
+
 def test_drawn_sentences_are_those_of_one_process(model, tmp_path, capsys):
     make_pictures(tmp_path / "pictures", 11)
     options = ["pictures", "--sample", "--num-captions", "2", "--model", str(model), "-q", *BATCH]
@@ -266,6 +292,7 @@ def test_resuming_needs_the_same_command(caption, photos):
         "parts of 3 shards, not 2": [*options, "--shard", "1/2", "--resume"],
         "parts of 3 shards, not 4": [*options, "--shard", "0/4"],
         "other settings (search)": [*options, "--shard", "1/3", "--resume", "--beam", "5"],
+        "other settings (backend)": [*options, "--shard", "0/3", "--backend", "onnx"],
         "other settings (model)": [*options, "--shard", "0/3", "-m", "other.safetensors"],
         "other settings (batch_size)": [*options, "--shard", "1/3", "--resume", "--batch-size=4"],
         "other settings (format)": [*options, "--shard", "0/3", "--format", "csv"],

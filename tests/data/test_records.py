@@ -56,6 +56,9 @@ FORMS = {
     "semicolons.csv": "File Name;Caption\na.jpg;A dog, asleep.\nb.jpg;A cat.\n",
     "excel.csv": "sep=;\r\nimage;caption\r\na.jpg;A dog, asleep.\r\nb.jpg;A cat.\r\n",
     "tabs.tsv": "image_id\tcaption\na.jpg\tA dog, asleep.\nb.jpg\tA cat.\n",
+    "quoted.csv": '"image","caption"\n"a.jpg","A dog, asleep."\n"b.jpg","A cat."\n',
+    "quoted.txt": '"image"\t"caption"\n"a.jpg"\t"A dog, asleep."\n"b.jpg"\t"A cat."\n',
+    "headless.csv": '"a.jpg","A dog, asleep."\n"b.jpg","A cat."\n',
     "results.csv": "image_name| comment_number| comment\n"
     "a.jpg| 0| A dog, asleep.\nb.jpg| 4   A cat.\n",  # a row of Kaggle's has lost a bar
     "captions.txt": "image,caption\na.jpg,A dog, asleep.\nb.jpg,A cat.\n",
@@ -259,3 +262,22 @@ def test_byte_order_marks_are_told_apart(write):
     assert codecs.BOM_UTF32_LE.startswith(codecs.BOM_UTF16_LE)
     path = write("a.txt", codecs.BOM_UTF32_LE + "a.jpg\nb.jpg\n".encode("utf-32-le"))
     assert [row.image for row in read_rows(path)] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark(write, encoding):
+    rows = list(read_rows(write("captions.csv", "image,caption\na.jpg,Ein Hütchen\n", encoding)))
+    assert [(row.image, row.captions) for row in rows] == [("a.jpg", ("Ein Hütchen",))]
+
+
+@pytest.mark.parametrize("end", ["", 'd.jpg,He said "no"\n'])
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows_unnoticed(write, end):
+    text = 'image,caption\na.jpg,"Two\nlines"\nb.jpg,"A cat\nc.jpg,A cup\n'
+    first, *others = read_rows(write("captions.csv", text + end))
+    assert first.captions == ("Two\nlines",)
+    assert "quotation mark is not closed" in others[0].error
+
+
+def test_names_in_quotes_in_a_list(write):
+    lines = ['"a" dog.jpg', "b.jpg"]
+    assert [row.image for row in read_rows(write("list.txt", "\n".join(lines)))] == lines
