@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 import numpy as np
 
 from captioner.backends.base import Backend, BackendName, Stepper
-from captioner.backends.load import is_installed, load_backend
+from captioner.backends.load import installed, load_backend
 from captioner.checkpoint import Header
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.hypothesis import EnsembleStepper, Hypothesis, score_words
@@ -117,10 +117,10 @@ class Captioner:
             CheckpointError: The file is missing or cannot be used.
             ConfigError: There is no such backend, or the device is not there.
         """
-        if path is None and not is_installed(DEFAULT_WEIGHTS):
+        file = installed(DEFAULT_WEIGHTS) if path is None else local_model(path)
+        if file is None:
             raise CheckpointError("this installation ships no default model: name a model file")
-        path = DEFAULT_WEIGHTS if path is None else local_model(path)
-        return cls.from_backend(load_backend(path, backend, device, precision))
+        return cls.from_backend(load_backend(file, backend, device, precision))
 
     def __repr__(self) -> str:
         models = "" if len(self.backends) == 1 else f"{len(self.backends)} models, "

@@ -111,6 +111,8 @@ def read_document(path: str | Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(metadata[_HEADER])
         version = document["format"]
+        if not isinstance(document.get("export", {}), dict):
+            raise TypeError("the section 'export' is no section")
         if version > FORMAT_VERSION:
             raise CheckpointError(
                 f"{path} has format {version}, this captioner reads up to {FORMAT_VERSION}: upgrade"
@@ -195,7 +197,8 @@ def load_checkpoint(path: str | Path) -> tuple[CaptionModel, Header]:
     except ConfigError as error:  # for example a CNN that the installed timm does not have
         raise CheckpointError(f"{path}: its network cannot be built: {error}") from None
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
+        # PyTorch lists what does not fit from the second line on; out of memory is a single one.
+        reason = str(error).splitlines()[:2][-1].strip()
         raise CheckpointError(
             f"{path}: the weights do not fit the configuration: {reason}"
         ) from None
@@ -222,7 +225,10 @@ def describe(path: str | Path) -> dict[str, Any]:
             parameters = sum(math.prod(piece.get_shape()) for piece in slices)
             types = sorted({piece.get_dtype() for piece in slices})
     else:  # its tensors are graphs
-        parameters, types = export["parameters"], [export["precision"]]
+        try:
+            parameters, types = int(export["parameters"]), [str(export["precision"])]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is a damaged export: {error!r}") from None
     encoder = header.config.encoder
     side = encoder.grid or math.ceil(encoder.image_size / encoder.strides[0])
     return {
@@ -250,7 +256,7 @@ def render(info: dict[str, Any]) -> str:
     refine = f", {encoder['refine_layers']} refining layers" if encoder["refine_layers"] else ""
     rows = [
         ("file", info["file"]),
-        *([("export", f"ONNX opset {info['export']['opset']}")] if "export" in info else []),
+        *([("export", f"ONNX opset {info['export'].get('opset')}")] if "export" in info else []),
         ("size", f"{info['bytes'] / 1e6:,.1f} MB, format {info['format']}"),
         ("weights", f"{info['parameters']:,} ({', '.join(info['types'])})"),
         ("encoder", f"{encoder['name']}, {joined}, width {encoder['width']}{refine}"),

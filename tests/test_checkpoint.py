@@ -247,6 +247,8 @@ def test_weights_that_do_not_fit(tiny_model, saved):
         refuse(saved, "weights do not fit")
     rewrite(saved, lambda document: document["vocabulary"].append("more"))
     refuse(saved, "weights do not fit")
+    rewrite(saved, lambda document: document["config"]["decoder"].update(hidden=10**9))
+    refuse(saved, "weights do not fit")  # nor does the network into memory
 
 
 def test_tied_weights_that_are_not_there(tmp_path):

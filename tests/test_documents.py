@@ -9,7 +9,7 @@ from helpers.scripts import ROOT, load_script
 from PIL import Image
 
 from captioner.api import DEFAULT_WEIGHTS
-from captioner.backends.load import is_installed
+from captioner.backends.load import installed
 
 
 @pytest.mark.skipif(not DEFAULT_WEIGHTS.exists(), reason="no model ships with this copy")
@@ -18,7 +18,7 @@ def test_the_model_card_is_up_to_date():
     assert script.PAGE.read_text("utf-8") == script.page(), "run python scripts/model_card.py"
 
 
-@pytest.mark.skipif(not is_installed(DEFAULT_WEIGHTS), reason="no model ships with this copy")
+@pytest.mark.skipif(not installed(DEFAULT_WEIGHTS), reason="no model ships with this copy")
 def test_the_notebook_runs(monkeypatch):
     """Cell by cell, as Jupyter would, and what it would show can be drawn."""
     monkeypatch.chdir(ROOT / "examples")

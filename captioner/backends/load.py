@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from captioner.backends.base import Backend, BackendName
+from captioner.checkpoint import read_document
 from captioner.errors import CheckpointError, ConfigError
 from captioner.utils.device import Precision
 
@@ -42,26 +43,29 @@ def load_backend(
         return _load_torch(path, device, precision)
     from captioner.backends.onnx import OnnxBackend, find_export
 
-    if backend == "onnx":
-        if device not in ("auto", "cpu") or precision == "bf16":
-            raise ConfigError("the onnx backend computes on the CPU and in the export's precision")
-        return OnnxBackend(find_export(path) or path)
-    why = _why_torch(device, precision)
     export = find_export(path)
-    if export is None:
-        why = why or f"{path} has no export"
-    elif why is None or export == path:
+    if backend == "auto":
+        why = _why_torch(path, export, device, precision)
+        if why is not None and export != path and (path.exists() or export is None):
+            logger.info("backend: torch (%s)", why)
+            return _load_torch(path, device, precision)
         logger.info("backend: onnx, with %s", export)
-        return OnnxBackend(export)
-    logger.info("backend: torch (%s)", why)
-    return _load_torch(path, device, precision)
+    if export is None:
+        return OnnxBackend(path)  # which says what is wrong
+    on_cpu = device in ("auto", "cpu")
+    if not on_cpu or not _computes_in(export, precision):
+        raise ConfigError(
+            f"{f'precision {precision}' if on_cpu else f'device {device}'} needs PyTorch and a "
+            f"model file: {export} is computed on the CPU and in its own precision"
+        )
+    return OnnxBackend(export)
 
 
-def is_installed(path: Path) -> bool:
-    """Whether there is a model file, or the export that belongs beside it."""
+def installed(path: Path) -> Path | None:
+    """Return a model file, or the export beside it if only that is there; None without both."""
     from captioner.backends.onnx import export_path
 
-    return path.exists() or export_path(path).exists()
+    return next((each for each in (path, export_path(path)) if each.exists()), None)
 
 
 def _load_torch(path: Path, device: str, precision: Precision) -> Backend:
@@ -76,15 +80,24 @@ def _load_torch(path: Path, device: str, precision: Precision) -> Backend:
     return TorchBackend.load(path, device, precision)
 
 
-def _why_torch(device: str, precision: Precision) -> str | None:
-    """Why PyTorch is the better choice, whatever the model; None if it is not."""
+def _why_torch(path: Path, export: Path | None, device: str, precision: Precision) -> str | None:
+    """Why PyTorch is the better choice for a model; None if it is not."""
+    if export is None:
+        return f"{path} has no export"
     if device not in ("auto", "cpu"):
         return f"device {device}"
-    if precision == "bf16":
-        return "precision bf16"
+    if not _computes_in(export, precision):
+        return f"precision {precision}"
     if importlib.util.find_spec("onnxruntime") is None:
         return "ONNX Runtime is not installed"
     return "there is a GPU" if device == "auto" and _has_gpu() else None
+
+
+def _computes_in(export: Path, precision: Precision) -> bool:
+    """Whether an export computes in a precision: all but int8 compute in fp32."""
+    if precision == "fp32":
+        return bool(read_document(export)["export"].get("precision") != "int8")
+    return precision == "auto"
 
 
 def _has_gpu() -> bool:

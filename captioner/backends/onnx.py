@@ -27,6 +27,7 @@ import numpy as np
 from captioner.backends.onnx_check import check_graph
 from captioner.checkpoint import Header, header_from_document, read_document
 from captioner.errors import CheckpointError
+from captioner.utils.device import default_threads
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -70,7 +71,7 @@ class OnnxBackend:
 
     Args:
         path: The export.
-        threads: Cores that compute; None takes all.
+        threads: Threads that compute; None takes OMP_NUM_THREADS, or one per core.
 
     Raises:
         CheckpointError: The file is missing, damaged, not an export or not safe to run, or ONNX
@@ -83,7 +84,7 @@ class OnnxBackend:
         contents = _read(Path(path))
         self.header, self.grid = contents.header, contents.grid
         self.parameters = contents.parameters
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or default_threads()
         self._path = Path(path).absolute()
         self._digests = contents.digests
         self._lock = threading.Lock()

@@ -28,6 +28,7 @@ from captioner.batch.journal import PartFolder, part_name
 from captioner.batch.runner import caption_items, load_captioner
 from captioner.batch.sources import expand, is_container, open_sources
 from captioner.errors import CaptionerError, ConfigError
+from captioner.utils.device import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -193,9 +194,8 @@ def cluster(ray: Any, address: str | None, verbose: bool) -> Iterator[None]:
                 socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
             options["address"] = address
         else:
-            affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-            cores = len(affinity(0)) if affinity else os.cpu_count()
-            options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
+            options |= {"address": "local", "num_cpus": available_cores()}
+            options["include_dashboard"] = False
         ray.init(**options)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise CaptionerError(f"{failure}: {_first_line(error)}") from None

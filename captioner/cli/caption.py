@@ -321,8 +321,9 @@ def _check_ray(arguments: argparse.Namespace) -> None:
 def _check_model(arguments: argparse.Namespace, search: dict[str, Any]) -> None:
     """Find out before Ray starts whether the model exists and knows the required words."""
     from captioner.api import DEFAULT_WEIGHTS
+    from captioner.backends.load import installed
     from captioner.checkpoint import read_header
     from captioner.decoding.options import decoding_options
 
-    for path in arguments.model or [DEFAULT_WEIGHTS]:
+    for path in arguments.model or [installed(DEFAULT_WEIGHTS) or DEFAULT_WEIGHTS]:
         decoding_options(read_header(path).vocabulary, **search)

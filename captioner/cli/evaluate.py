@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.checkpoint import read_document
 from captioner.cli.options import given_search_options, model_options, search_options
 from captioner.data.annotations import read_captions
 from captioner.errors import CaptionerError, ConfigError
@@ -38,8 +39,8 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
     from captioner.batch.runner import load_captioner
     from captioner.evaluation.evaluate import evaluate
 
-    if arguments.faithfulness and arguments.backend == "auto":
-        arguments.backend = "torch"  # it needs gradients
+    if arguments.backend == "auto" and _needs_gradients(arguments):
+        arguments.backend = "torch"
     captioner = load_captioner(**model_options(arguments))
 
     photos: list[ReportImage] = []
@@ -115,6 +116,13 @@ def compare(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _write_json(arguments.json, result.to_dict())
     return 0
+
+
+def _needs_gradients(arguments: argparse.Namespace) -> bool:
+    """Whether the deletion check or saliency maps are to be computed, which needs PyTorch."""
+    models = arguments.model or []
+    can = len(models) < 2 and not any("export" in read_document(model) for model in models)
+    return bool(arguments.faithfulness or (arguments.instances and can))
 
 
 def _training_captions(path: str | None) -> frozenset[tuple[str, ...]] | None:

@@ -158,12 +158,11 @@ def _info(arguments: argparse.Namespace) -> int:
     path = arguments.model
     if path is None:
         from captioner.api import DEFAULT_WEIGHTS
-        from captioner.backends.load import is_installed
-        from captioner.backends.onnx import export_path
+        from captioner.backends.load import installed
 
-        if not is_installed(DEFAULT_WEIGHTS):
+        path = installed(DEFAULT_WEIGHTS)
+        if path is None:
             raise ConfigError("this installation ships no default model: name a model file")
-        path = DEFAULT_WEIGHTS if DEFAULT_WEIGHTS.exists() else export_path(DEFAULT_WEIGHTS)
     info = describe(path)
     print(json.dumps(info, ensure_ascii=False) if arguments.json else render(info))
     return 0

@@ -154,7 +154,7 @@ def evaluate(
                 "or an export: evaluate each model by itself"
             )
         if not single:
-            logger.warning("no saliency maps: they need one model in PyTorch, not several")
+            logger.warning("no saliency maps: they need one model, with the torch backend")
         saliency = single
     objects = CocoInstances(*instances) if instances else None
     if objects is not None and not any(example.image_id in objects for example in examples):

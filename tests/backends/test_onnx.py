@@ -15,8 +15,9 @@ import captioner
 from captioner.api import Captioner
 from captioner.backends.onnx import OnnxBackend, find_export
 from captioner.backends.onnx_check import check_graph
-from captioner.checkpoint import load_weights, read_document, read_header, save_checkpoint
+from captioner.checkpoint import describe, load_weights, read_document, read_header, save_checkpoint
 from captioner.errors import CheckpointError, ConfigError
+from captioner.utils.device import available_cores
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -284,7 +285,7 @@ def test_captions_equal_those_of_pytorch(model, export, photos):
     np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-4)
 
 
-def test_auto_takes_onnx_where_it_serves(model, export, tmp_path, caplog):
+def test_auto_takes_onnx_where_it_serves(model, export, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO", "captioner")
     shutil.copy(model, tmp_path / "dog.safetensors")
     path = tmp_path / "dog.safetensors"
@@ -307,6 +308,53 @@ def test_auto_takes_onnx_where_it_serves(model, export, tmp_path, caplog):
         chosen(path, backend="onnx", device="cuda")
     with pytest.raises(ConfigError, match="unknown backend"):
         chosen(path, backend="tflite")
+    path.unlink()  # only the export is installed
+    monkeypatch.setattr("captioner.backends.load._has_gpu", lambda: True)
+    assert chosen(path)[0] == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"device": "cuda"}, "device cuda needs PyTorch"),
+        ({"precision": "bf16"}, "precision bf16 needs PyTorch"),
+        ({"precision": "fp32"}, "precision fp32 needs PyTorch"),
+    ],
+)
+def test_an_int8_export_does_not_pass_for_another_device_or_precision(
+    model, export, tmp_path, options, named
+):
+    shutil.copy(model, tmp_path / "dog.safetensors")
+    path, beside = tmp_path / "dog.safetensors", tmp_path / "dog.onnx.safetensors"
+    document = read_document(export)
+    document["export"]["precision"] = "int8"
+    save_file(load_file(export), beside, {"captioner": json.dumps(document)})
+    for file, backend in ((beside, "auto"), (beside, "onnx"), (path, "onnx")):
+        with pytest.raises(ConfigError, match=named):
+            Captioner.from_pretrained(file, backend=backend, **options)
+    if "device" not in options:
+        assert Captioner.from_pretrained(path, **options).backend.name == "torch"
+
+
+def test_a_damaged_export_is_left_out_or_named(model, export, tmp_path, caplog):
+    shutil.copy(model, tmp_path / "dog.safetensors")
+    document, graphs = read_document(export), load_file(export)
+    beside = tmp_path / "dog.onnx.safetensors"
+    for section in ("text", None, [1]):
+        caplog.clear()
+        save_file(graphs, beside, {"captioner": json.dumps({**document, "export": section})})
+        assert Captioner.from_pretrained(tmp_path / "dog.safetensors").backend.name == "torch"
+        assert "damaged header" in caplog.text
+    save_file(graphs, beside, {"captioner": json.dumps({**document, "export": {}})})
+    with pytest.raises(CheckpointError, match="damaged export"):
+        describe(beside)
+
+
+def test_threads_follow_the_environment(export, monkeypatch):
+    for asked, threads in (("3", 3), ("2,1", 2), ("", available_cores()), ("x", available_cores())):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert OnnxBackend(export).threads == threads
+    assert OnnxBackend(export, threads=5).threads == 5
 
 
 def test_captioning_needs_no_pytorch(export, photos):

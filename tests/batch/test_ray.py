@@ -144,6 +144,7 @@ def test_part_names_tell_how_they_were_made(photos):
     assert len(expected) == 2
     assert names() == names("--workers", "2", "--batch-size", "3") == expected
     others = [names(beam=5), names("-m", "x"), names("--column", "img"), names("--attention-json")]
+    others.append(names("--backend", "torch"))
     assert all(set(other).isdisjoint(expected) for other in others)
 
 

@@ -14,6 +14,8 @@ from helpers.tiny_files import WORDS, environment
 
 from captioner import __version__
 from captioner.cli import main as cli
+from captioner.cli.evaluate import evaluate_model
+from captioner.errors import ConfigError
 from captioner.models.caption_model import CaptionModel
 
 
@@ -101,6 +103,29 @@ def test_evaluate(model, photos, capsys):
     assert len(json.loads(Path("results.json").read_text())) == 5
     assert cli.main(["evaluate", *arguments, "--split", "test"]) == 2
     assert "no split 'test'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "auto"),
+        (["--instances", "x.json"], "torch"),
+        (["--instances", "x.json", "--backend", "onnx"], "onnx"),
+        (["--instances", "x.json", "-m", "MODEL"], "auto"),  # no saliency of an ensemble
+        (["--faithfulness", "3"], "torch"),
+    ],
+)
+def test_what_needs_gradients_is_computed_by_pytorch(model, photos, monkeypatch, options, expected):
+    def load(paths, *, backend, **_):
+        raise ConfigError(f"backend {backend}")
+
+    monkeypatch.setattr("captioner.batch.runner.load_captioner", load)
+    captions_file(photos, "captions.jsonl")
+    parser = cli.build_parser()[0]
+    options = [str(model) if each == "MODEL" else each for each in options]
+    arguments = ["evaluate", "--captions", "captions.jsonl", "--images", ".", "-m", str(model)]
+    with pytest.raises(ConfigError, match=f"backend {expected}$"):
+        evaluate_model(parser.parse_args([*arguments, *options]))
 
 
 def test_train(photos, capsys, monkeypatch):
