@@ -99,7 +99,7 @@ def against_masks(name: str, evaluation: Evaluation) -> str:
     intro = (
         f"**Against object masks**, {name}, beam 3: {n.words:,} of {report.words:,} generated "
         "words name an object that is there, in "
-        f"{report.photos_measured:,} of {report.photos:,} photos."
+        f"{report.images_measured:,} of {report.images:,} photos."
     )
     heads = ["", "attention", "95 % interval", "saliency", "centre", "uniform"]
     return intro + "\n\n" + table(heads, cells)
@@ -120,7 +120,7 @@ def deletion(evaluation: Evaluation) -> str:
         rows.append([f"attention above {method}", *[""] * len(report.shares), *lead])
     intro = (
         f"**Deletion**: drop of log-probability of {curve.words:,} content words in "
-        f"{report.photos:,} photos, by the share of the cells deleted. Attention's cells matter "
+        f"{report.images:,} photos, by the share of the cells deleted. Attention's cells matter "
         f"more than random ones for {100 * curve.above_random:.0f} % of the words."
     )
     shares = [f"{100 * share:g} %" for share in report.shares]

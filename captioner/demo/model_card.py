@@ -126,10 +126,10 @@ def _figures(record: Mapping[str, Any]) -> Section:
             rows.append((label, shown))
     if not rows:
         return Section(title=title, text="The model file tells no figures.")
-    photos = record.get("validation_photos")
+    images = record.get("validation_photos")
     beam = _at(record, "recipe", "validation", "beam")
     told = "Captions that it wrote freely" + (f" with beam {beam}" if beam else "")
-    told += f" for {_number(photos)} photos" if photos else ""
+    told += f" for {_number(images)} photos" if images else ""
     told += " that it was not trained on, against people's captions of them:"
     return Section(title=title, text=told, rows=tuple(rows))
 

@@ -108,8 +108,8 @@ class AttentionReport:
     """The figures of all captions given to an `AttentionMeasure`.
 
     Attributes:
-        photos, captions, words: Number of images, captions and generated words.
-        photos_measured: Images with at least one measured word.
+        images, captions, words: Number of images, captions and generated words.
+        images_measured: Images with at least one measured word.
         entropy: Mean normalised entropy over all words.
         named: Means over the words that name a category with a mask in their image.
         by_category: The same for each category.
@@ -123,10 +123,10 @@ class AttentionReport:
         confidence, samples, seed: How the intervals were computed.
     """
 
-    photos: int
+    images: int
     captions: int
     words: int
-    photos_measured: int
+    images_measured: int
     entropy: float
     named: Figures
     by_category: dict[str, Figures]
@@ -138,10 +138,11 @@ class AttentionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it; NaN becomes None."""
-        plain = {
-            key: getattr(self, key) for key in ("photos", "captions", "words", "photos_measured")
-        }
-        return plain | {
+        return {
+            "photos": self.images,
+            "captions": self.captions,
+            "words": self.words,
+            "photos_measured": self.images_measured,
             "entropy": json_value(self.entropy),
             "named": self.named.to_dict(),
             "by_category": {name: figures.to_dict() for name, figures in self.by_category.items()},
@@ -179,7 +180,7 @@ class AttentionReport:
         heads = f"{f'{100 * self.confidence:g} % interval':>18}{'uniform':>9}{'centre':>9}"
         lines = [
             f"{self.named.words} of {self.words} words name a visible object, "
-            f"in {self.photos_measured} of {self.photos} photos",
+            f"in {self.images_measured} of {self.images} photos",
             f"{'':24}{'attention':>10}{heads}" + (f"{'saliency':>10}" if saliency else ""),
         ]
         for key, form, uniform, centre in self.rows():
@@ -304,10 +305,10 @@ class AttentionMeasure:
             return {name: Figures.of_sums(sums) for name, sums in sorted(groups.items())}
 
         return AttentionReport(
-            photos=len(rows),
+            images=len(rows),
             captions=self._captions,
             words=int(total[0]),
-            photos_measured=int((rows[:, 2] > 0).sum()),
+            images_measured=int((rows[:, 2] > 0).sum()),
             entropy=float(total[1] / total[0]) if total[0] else math.nan,
             named=Figures.of_sums(total[2:]),
             by_category=figures(self._by_category),

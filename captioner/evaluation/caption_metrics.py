@@ -151,8 +151,8 @@ class CaptionQuality:
                 "bleu_counts": [int(count) for count in scores.bleu.counts[i]],
             }
             row |= {name: _rounded(values[i]) for name, values in official.items()}
-            if self.hallucination and self.hallucination.per_photo[i] is not None:
-                row["hallucinated"] = list(self.hallucination.per_photo[i] or ())
+            if self.hallucination and self.hallucination.per_image[i] is not None:
+                row["hallucinated"] = list(self.hallucination.per_image[i] or ())
             rows.append(row)
         return rows
 

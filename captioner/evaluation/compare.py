@@ -33,7 +33,7 @@ class Comparison:
 
     Attributes:
         a, b: Their names.
-        photos: Number of images.
+        images: Number of images.
         metrics: The differences by metric; CIDEr-D is left out where it is undefined.
         equal_captions: Share of the images with the same caption in both, 0 to 1.
         notes: Sentences about captions and references that did not match.
@@ -42,7 +42,7 @@ class Comparison:
 
     a: str
     b: str
-    photos: int
+    images: int
     metrics: dict[str, Difference]
     equal_captions: float
     notes: list[str]
@@ -54,7 +54,7 @@ class Comparison:
             *self.notes,
             f"A: {self.a}",
             f"B: {self.b}",
-            f"{self.photos:,} photos, {100 * self.equal_captions:.1f} % with equal captions",
+            f"{self.images:,} photos, {100 * self.equal_captions:.1f} % with equal captions",
             f"{'':12}{'A':>8}{'B':>8}{'B - A':>9}{f'{100 * CONFIDENCE:g} % interval':>20}{'p':>9}",
         ]
         for key, d in self.metrics.items():
@@ -74,7 +74,7 @@ class Comparison:
         return {
             "a": self.a,
             "b": self.b,
-            "photos": self.photos,
+            "photos": self.images,
             "equal_captions": self.equal_captions,
             "metrics": {
                 name: asdict(found) | {"difference": found.difference}
@@ -137,7 +137,7 @@ def compare_files(
     return Comparison(
         a=os.fspath(a),
         b=os.fspath(b),
-        photos=len(first.captions),
+        images=len(first.captions),
         metrics=compare_tables(first.table, ScoreTable(second.table.rows[order]), seed=seed),
         equal_captions=sum(equal) / len(equal),
         notes=[f"A: {line}" for line in first.notes] + [f"B: {line}" for line in second.notes],

@@ -97,7 +97,7 @@ class FaithfulnessReport:
     """The curves of all captions given to a `FaithfulnessMeasure`.
 
     Attributes:
-        photos: Number of images.
+        images: Number of images.
         shares: Shares of the grid's cells that were deleted, 0 to 1.
         groups: Curves of all content words (`all`), of those that name an object (`object`),
             a `colour` or a `number`, and of the `other` ones; empty groups are absent.
@@ -105,7 +105,7 @@ class FaithfulnessReport:
         confidence, samples, seed: How the intervals were computed.
     """
 
-    photos: int
+    images: int
     shares: tuple[float, ...]
     groups: dict[str, DeletionCurve]
     draws: int
@@ -116,17 +116,18 @@ class FaithfulnessReport:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
         plain = asdict(self)
+        plain = {"photos": plain.pop("images"), **plain}
         plain["bootstrap"] = {key: plain.pop(key) for key in ("confidence", "samples", "seed")}
         return plain
 
     def table(self) -> str:
         """Return the report as text for a terminal."""
         if "all" not in self.groups:
-            return f"deletion check: no content word in {self.photos} photos"
+            return f"deletion check: no content word in {self.images} photos"
         curve = self.groups["all"]
         head = "".join(f"{100 * share:>7g} %" for share in self.shares)
         lines = [
-            f"deletion check: {curve.words} content words in {self.photos} photos; "
+            f"deletion check: {curve.words} content words in {self.images} photos; "
             "drop of a word's log-probability",
             f"{'share of cells deleted':24}{head}{'mean':>9}"
             f"{f'{100 * self.confidence:g} % interval':>18}",
@@ -253,7 +254,7 @@ class FaithfulnessMeasure:
             drawn = resampled_sums(rows, samples, seed).reshape(samples, len(_GROUPS), width)
         total = rows.sum(0).reshape(len(_GROUPS), width)
         return FaithfulnessReport(
-            photos=len(rows),
+            images=len(rows),
             shares=self.shares,
             groups={
                 group: self._curve(total[g], drawn[:, g], confidence)

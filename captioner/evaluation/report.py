@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MOST_PHOTOS = 1000
+MOST_IMAGES = 1000
 """Images on a page; of more, the best, the worst and a sample of the others are shown."""
 
 _BYTES = 20_000_000  # of all images on a page, about
@@ -118,7 +118,7 @@ def write_report(
     title: str = "Captions",
     evaluation: Evaluation | None = None,
     notes: Sequence[str] = (),
-    most: int = MOST_PHOTOS,
+    most: int = MOST_IMAGES,
 ) -> Path:
     """Write the page.
 
@@ -206,7 +206,7 @@ def _row(quality: CaptionQuality, i: int, image: ReportImage | None, side: int) 
     }
     if scores.cider.defined:
         row["cider"] = round(float(scores.cider.per_image[i]), 3)
-    wrong = quality.hallucination.per_photo[i] if quality.hallucination else None
+    wrong = quality.hallucination.per_image[i] if quality.hallucination else None
     if wrong:
         row["wrong"] = list(wrong)
     if image is None:
@@ -336,7 +336,7 @@ def _attention(report: AttentionReport, saliency: AttentionReport | None) -> dic
             rows.append((_ATTENTION_ROWS[key], own, bounds, *cells))
     return {
         "facts": f"{report.named.words:,} of {report.words:,} words name an object that is in the "
-        f"photo, in {report.photos_measured:,} of {report.photos:,} photos.",
+        f"photo, in {report.images_measured:,} of {report.images:,} photos.",
         "saliency": saliency is not None,
         "heads": heads + (["saliency"] if saliency else []),
         "rows": rows,
@@ -376,7 +376,7 @@ def _deletion(report: FaithfulnessReport) -> dict[str, Any] | None:
             gain = f"{curve.gains[method]:+.3f} ({spread})"
         rows.append((method, f"{area:.3f}", bounds, gain))
     return {
-        "facts": f"For {curve.words:,} content words in {report.photos:,} photos the most attended "
+        "facts": f"For {curve.words:,} content words in {report.images:,} photos the most attended "
         "cells are deleted from the photo's features, and the drop of the word's log-probability "
         "is measured. It is compared with the drop when as many cells are deleted by the model's "
         "own gradient, at the photo's centre, and at random. Attention's cells matter more than "

@@ -52,28 +52,28 @@ class Hallucination:
     Attributes:
         chair_i: Objects named that are not there, over objects named.
         chair_s: Captions with such an object, over captions.
-        photos: Images measured: those with annotations and a caption.
+        images: Images measured: those with annotations and a caption.
         named: Objects named in their captions, repetitions counted.
         hallucinated: How many of those are not there.
         by_category: For every category that is named: (named, hallucinated).
-        per_photo: For every image the categories named that are not there; None for an image that
+        per_image: For every image the categories named that are not there; None for an image that
             was not measured.
     """
 
     chair_i: float
     chair_s: float
-    photos: int
+    images: int
     named: int
     hallucinated: int
     by_category: dict[str, tuple[int, int]]
-    per_photo: list[tuple[str, ...] | None] = field(repr=False)
+    per_image: list[tuple[str, ...] | None] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON can hold them; NaN becomes None."""
         return {
             "chair_i": json_value(self.chair_i),
             "chair_s": json_value(self.chair_s),
-            "photos": self.photos,
+            "photos": self.images,
             "named": self.named,
             "hallucinated": self.hallucinated,
             "by_category": {name: list(counts) for name, counts in self.by_category.items()},
@@ -83,7 +83,7 @@ class Hallucination:
         """Return names and figures for a table."""
         worst = sorted(self.by_category.items(), key=lambda item: -item[1][1])[:_SHOWN]
         most = ", ".join(f"{name} {wrong}" for name, (_, wrong) in worst if wrong)
-        where = f"in {self.photos:,} photos" + (f"; most often {most}" if most else "")
+        where = f"in {self.images:,} photos" + (f"; most often {most}" if most else "")
         return [
             ("CHAIR_i", f"{percent(self.chair_i)} of {self.named:,} objects named {where}"),
             ("CHAIR_s", f"{percent(self.chair_s)} of the captions name one that is not there"),
@@ -105,27 +105,27 @@ def measure_hallucination(
     """
     named: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
-    per_photo: list[tuple[str, ...] | None] = []
+    per_image: list[tuple[str, ...] | None] = []
     for words, captions, annotated in zip(candidates, references, objects, strict=True):
         if words is None or annotated is None:
-            per_photo.append(None)
+            per_image.append(None)
             continue
         there = set(annotated).union(*map(name_objects, captions))
         mentions = name_objects(words)
         absent = [category for category in mentions if category not in there]
         named.update(mentions)
         wrong.update(absent)
-        per_photo.append(tuple(dict.fromkeys(absent)))
-    measured = [absent for absent in per_photo if absent is not None]
+        per_image.append(tuple(dict.fromkeys(absent)))
+    measured = [absent for absent in per_image if absent is not None]
     total = named.total()
     return Hallucination(
         chair_i=wrong.total() / total if total else math.nan,
         chair_s=sum(map(bool, measured)) / len(measured) if measured else math.nan,
-        photos=len(measured),
+        images=len(measured),
         named=total,
         hallucinated=wrong.total(),
         by_category={name: (count, wrong[name]) for name, count in named.most_common()},
-        per_photo=per_photo,
+        per_image=per_image,
     )
 
 

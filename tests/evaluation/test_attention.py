@@ -123,7 +123,7 @@ def test_words_weigh_the_same_and_tables_add_up(masks):
         maps = rng.random((len(words), 4, 5))
         captions.append((image_id, words, maps / maps.sum(axis=(1, 2), keepdims=True)))
     report = measure_attention(captions, masks)
-    assert (report.photos, report.captions, report.photos_measured) == (2, 3, 2)
+    assert (report.images, report.captions, report.images_measured) == (2, 3, 2)
     assert report.named.words == 5
     dog, person = report.by_category["dog"], report.by_category["person"]
     mixed = (3 * dog.correctness + 2 * person.correctness) / 5

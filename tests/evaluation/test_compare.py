@@ -44,7 +44,7 @@ def test_scores_and_captions_compare_alike(tmp_path):
     stored = compare_files(a, b)
     fresh = compare_files(a.with_suffix(".results"), b.with_suffix(".results"), EXAMPLES)
     mixed = compare_files(a, b.with_suffix(".results"), EXAMPLES)
-    assert stored.photos == fresh.photos == len(NOUNS)
+    assert stored.images == fresh.images == len(NOUNS)
     assert stored.metrics.keys() == {"bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider"}
     for name, d in stored.metrics.items():
         for other in (fresh.metrics[name], mixed.metrics[name]):

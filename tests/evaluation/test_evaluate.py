@@ -221,7 +221,7 @@ def test_attention_is_measured_on_the_photos_that_have_masks(captioner, examples
     for i in (1, 3, 4):
         measure.add(i, said[i].words, said[i].attention)
     expected = measure.report()
-    assert result.attention.photos == 3
+    assert result.attention.images == 3
     assert result.attention.words == sum(len(said[i].words) for i in (1, 3, 4))
     assert result.attention.entropy == pytest.approx(expected.entropy, abs=1e-5)
     assert result.attention.named.words == expected.named.words

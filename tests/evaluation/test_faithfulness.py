@@ -115,13 +115,13 @@ def test_only_content_words_count():
     report = one_cell_report(5, words=("a", "red", "dog", "with", "two", "dogs", "running"))
     counts = {name: curve.words for name, curve in report.groups.items()}
     assert counts == {"all": 15, "object": 6, "colour": 3, "number": 3, "other": 3}
-    assert report.photos == 3
+    assert report.images == 3
     empty = one_cell_report(5, words=("a", "of"))
     assert empty.groups == {}
     assert "no content word" in empty.table()
     assert one_cell_report(5, words=()).groups == {}
     nothing = FaithfulnessMeasure(OneCell(5)).report()
-    assert (nothing.photos, nothing.groups) == (0, {})
+    assert (nothing.images, nothing.groups) == (0, {})
 
 
 def test_report():

@@ -34,7 +34,7 @@ def test_chair_by_hand():
     assert (found.named, found.hallucinated) == (8, 3)
     assert found.chair_i == pytest.approx(3 / 8)
     assert found.chair_s == pytest.approx(2 / 4)
-    assert found.per_photo == [("cat",), ("dog",), (), ()]
+    assert found.per_image == [("cat",), ("dog",), (), ()]
     assert found.by_category["dog"] == (3, 2)
     assert found.by_category["cat"] == (1, 1)
     assert found.by_category["dining table"] == (1, 0)
@@ -49,8 +49,8 @@ def test_what_a_reference_names_is_there():
 def test_photos_without_annotations_or_caption_are_not_measured():
     candidates = [None, *CANDIDATES[1:]]
     found = measure_hallucination(candidates, REFERENCES, [*OBJECTS[:3], None])
-    assert found.photos == 2
-    assert found.per_photo == [None, ("dog",), (), None]
+    assert found.images == 2
+    assert found.per_image == [None, ("dog",), (), None]
     assert found.chair_s == pytest.approx(1 / 2)
 
 
