@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
@@ -17,6 +18,8 @@ from typing import IO, Any, NamedTuple
 from captioner.batch.item import Item, Result, escaped
 from captioner.data.fields import coco_image_id, id_key
 from captioner.outputs import Failure
+
+_NUMBER = re.compile(r"(0|[1-9]\d{0,11})(\.0+)?")  # longer ones are codes, such as TextCaps'
 
 
 def to_row(item: Item, result: Result, *, attention: bool = False) -> dict[str, Any]:
@@ -204,6 +207,8 @@ def texts(row: dict[str, Any]) -> list[str]:
 
 def coco_id(name: str, listed: int | str | None) -> int | str | None:
     """Return the image id for COCO results: that of the list, or of a COCO file name."""
+    if isinstance(listed, str) and (number := re.fullmatch(_NUMBER, listed.strip())):
+        return int(number[1])  # from a table, which has no types; COCO's tools need integers
     return coco_image_id(name) if listed is None else listed
 
 

@@ -172,10 +172,13 @@ def _read_table(file: TextIO, path: str, captioned: bool) -> Iterator[Row]:
             if not _lacks_header(cells, captioned):
                 _check_header(header, path, captioned)
                 continue
-            # No header: this is a row already.
-            header = ["image", *(f"caption_{number}" for number in range(1, len(cells)))]
+            # No header: this is a row already. Blanks behind commas: one caption, not several.
+            blanks = [cell.startswith(" ") for cell in cells[1:]]
+            is_prose = delimiter in ",;" and any(blanks) and not blanks[0]
+            count = 2 if is_prose else len(cells)
+            header = ["image", *(f"caption_{number}" for number in range(1, count))]
         place = f"{path}:{rows.line_num}"
-        if any("\n" in cell and _holds_rows(cell, delimiter) for cell in cells):
+        if any("\n" in cell and _holds_rows(cell, delimiter, header) for cell in cells):
             yield Row(
                 place,
                 error="several lines are one cell, because a quotation mark is not closed: put the"
@@ -202,10 +205,15 @@ def _read_table(file: TextIO, path: str, captioned: bool) -> Iterator[Row]:
         raise DataError(f"{path}: empty")
 
 
-def _holds_rows(cell: str, delimiter: str) -> bool:
-    """Whether a cell has swallowed rows of its table: lines that begin with an image's name."""
+def _holds_rows(cell: str, delimiter: str, header: list[str]) -> bool:
+    """Return whether a cell holds rows of its table: lines with an image's name or id at an end."""
     rows = (line.split(delimiter) for line in cell.splitlines()[1:])
-    return any(len(row) > 1 and is_image_name(row[0]) for row in rows)
+    by_id = header[0] in ID_KEYS
+    return any(
+        is_image_name(row[0]) or is_image_name(row[-1]) or (by_id and row[0].strip().isdecimal())
+        for row in rows
+        if len(row) > 1
+    )
 
 
 def _lacks_header(cells: list[str], captioned: bool) -> bool:

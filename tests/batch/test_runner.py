@@ -307,6 +307,23 @@ def test_coco_results(tmp_path):
     assert coco_id("7.png", "x") == "x"
 
 
+@pytest.mark.parametrize(
+    ("cell", "image_id"),
+    [
+        ("42", 42),
+        ("42.0", 42),
+        ("0", 0),
+        ("0042", "0042"),
+        ("1234567890123456", "1234567890123456"),
+    ],
+)
+def test_ids_in_tables_are_integers_in_coco_results(tmp_path, cell, image_id):
+    save(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_text(f"image,id\na.png,{cell}\n")
+    caption_to(tmp_path / "out.json", [tmp_path / "list.csv"], form="coco")
+    assert json.loads((tmp_path / "out.json").read_text())[0]["image_id"] == image_id
+
+
 def test_a_second_image_of_a_coco_id_is_an_error(tmp_path):
     for name in ("a.png", "b.png", "000000000007.png"):
         save(tmp_path / name)

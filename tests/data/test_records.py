@@ -273,6 +273,9 @@ def test_utf_16_without_a_mark(write, encoding):
 @pytest.mark.parametrize("end", ["", 'd.jpg,He said "no"\n'])
 def test_a_quotation_mark_that_is_not_closed_swallows_no_rows_unnoticed(write, end):
     text = 'image,caption\na.jpg,"Two\nlines"\nb.jpg,"A cat\nc.jpg,A cup\n'
+    ids = write("ids.csv", 'id,caption\n1,"A cat\n2,A cup\n')
+    last = write("last.csv", 'caption,image\n"A cat,b.jpg\nA cup,c.jpg\n')
+    assert all("quotation" in row.error for path in (ids, last) for row in read_rows(path))
     first, *others = read_rows(write("captions.csv", text + end))
     assert first.captions == ("Two\nlines",)
     assert "quotation mark is not closed" in others[0].error
@@ -281,3 +284,17 @@ def test_a_quotation_mark_that_is_not_closed_swallows_no_rows_unnoticed(write, e
 def test_names_in_quotes_in_a_list(write):
     lines = ['"a" dog.jpg', "b.jpg"]
     assert [row.image for row in read_rows(write("list.txt", "\n".join(lines)))] == lines
+
+
+@pytest.mark.parametrize(
+    ("row", "captions"),
+    [
+        ("a.jpg,A dog, asleep.", ("A dog, asleep.",)),
+        ("a.jpg,A dog.,A brown dog.", ("A dog.", "A brown dog.")),
+        ("a.jpg, A dog., A brown dog.", ("A dog.", "A brown dog.")),
+        ("a.jpg|A dog. | A brown dog.", ("A dog.", "A brown dog.")),
+    ],
+)
+def test_captions_in_a_table_without_a_header(write, row, captions):
+    (found,) = read_rows(write("captions.csv", row + "\n"))
+    assert (found.image, found.captions) == ("a.jpg", captions)
