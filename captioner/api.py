@@ -37,10 +37,13 @@ from captioner.image.io import ImageSource, open_image
 from captioner.outputs import Caption, Failure, SentenceScore
 from captioner.tokenizer import Vocabulary, tokenize
 from captioner.utils.device import Precision
-from captioner.utils.parallel import map_ahead
+from captioner.utils.parallel import batched, map_ahead
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from captioner.backends.torch import TorchBackend
+    from captioner.decoding.options import CallArguments, OptionArguments
     from captioner.models.caption_model import CaptionModel
 
 __all__ = ["DEFAULT_WEIGHTS", "Caption", "Captioner", "Ensemble", "Failure", "SentenceScore"]
@@ -151,13 +154,17 @@ class Captioner:
         return self.torch_backend.model
 
     @overload
-    def __call__(self, images: ImageSource, **options: Any) -> Caption: ...
+    def __call__(  # type: ignore[overload-overlap]  # a path is a str, which one can iterate over
+        self, images: ImageSource, **options: Unpack[CallArguments]
+    ) -> Caption: ...
 
     @overload
-    def __call__(self, images: Iterable[ImageSource], **options: Any) -> list[Caption]: ...
+    def __call__(
+        self, images: Iterable[ImageSource], **options: Unpack[CallArguments]
+    ) -> list[Caption]: ...
 
     def __call__(
-        self, images: ImageSource | Iterable[ImageSource], **options: Any
+        self, images: ImageSource | Iterable[ImageSource], **options: Unpack[CallArguments]
     ) -> Caption | list[Caption]:
         """Caption one image, or several.
 
@@ -187,7 +194,7 @@ class Captioner:
         batch_size: int = 32,
         workers: int | None = None,
         on_error: Literal["yield", "raise"] = "yield",
-        **options: Any,
+        **options: Unpack[OptionArguments],
     ) -> Iterator[Caption | Failure]:
         """Caption any number of images, in order, holding only a few batches at a time.
 
@@ -227,7 +234,7 @@ class Captioner:
 
         workers = workers or min(8, os.cpu_count() or 1)
         opened = map_ahead(read, sources, workers=workers, depth=2 * batch_size)
-        for batch, sentences in self._search_all(_batches(opened, batch_size), options):
+        for batch, sentences in self._search_all(batched(opened, batch_size), options):
             found = iter(sentences)
             for source, image in batch:
                 if not isinstance(image, CaptionerError):
@@ -250,7 +257,7 @@ class Captioner:
             pixels = [np.stack(each) for each in zip(*squares, strict=True)]  # one per model
             return batch, self.search(pixels, options) if pixels else []
 
-        def enter_lane(lanes: int) -> None:
+        def enter_lane() -> None:
             # The models of an ensemble share the threads of their framework: divide them once.
             for backend in {type(backend): backend for backend in self.backends}.values():
                 backend.enter_lane(lanes)
@@ -262,12 +269,7 @@ class Captioner:
             yield from map(search, batches)
         else:
             yield from map_ahead(
-                search,
-                batches,
-                workers=lanes,
-                depth=2 * lanes,
-                initializer=enter_lane,
-                initargs=(lanes,),
+                search, batches, workers=lanes, depth=2 * lanes, initializer=enter_lane
             )
 
     def read(self, source: ImageSource) -> np.ndarray:
@@ -394,9 +396,3 @@ def _are_several(images: object) -> bool:
     if isinstance(images, single) or hasattr(images, "read") or hasattr(images, "__array__"):
         return False
     return isinstance(images, Iterable)
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import stat
+from typing import get_args
 
 import pytest
 import safetensors.torch
@@ -19,7 +20,7 @@ from captioner.checkpoint import (
     read_header,
     save_checkpoint,
 )
-from captioner.config import AttentionConfig, DecoderConfig
+from captioner.config import AttentionConfig, AttentionKind, DecoderConfig
 from captioner.errors import CheckpointError
 from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel
@@ -112,7 +113,7 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path, deep_output):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("kind", ["dot", "general", "scaled_dot", "multi_head"])
+@pytest.mark.parametrize("kind", get_args(AttentionKind))
 def test_every_kind_of_attention_is_saved(tmp_path, kind):
     torch.manual_seed(2)
     attention = AttentionConfig(kind=kind, size=8, heads=2, normalizer="sparsemax", see_word=True)

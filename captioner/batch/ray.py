@@ -29,6 +29,7 @@ from captioner.batch.runner import caption_items, load_captioner
 from captioner.batch.sources import expand, is_container, open_sources
 from captioner.errors import CaptionerError, ConfigError
 from captioner.utils.device import available_cores
+from captioner.utils.parallel import batched
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,7 @@ def plan(paths: Iterable[str], settings: str, **options: Any) -> Iterator[Unit]:
                 size = os.path.getsize(path) if os.path.exists(path) else 0
                 yield Unit(part_name(next(numbers), [settings, path, str(size)]), path)
             continue
-        items = open_sources(group, **options)
-        while chunk := list(itertools.islice(items, _UNIT_IMAGES)):
+        for chunk in batched(open_sources(group, **options), _UNIT_IMAGES):
             name = part_name(next(numbers), [settings, *(item.name for item in chunk)])
             for at, item in enumerate(chunk):
                 if isinstance(item.source, (str, os.PathLike)):  # workers have another directory

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from captioner.errors import ConfigError
 from captioner.tokenizer import Vocabulary, tokenize
@@ -137,6 +137,36 @@ class DecodingOptions:
         """Return the largest divisor of a sentence of at least this many tokens."""
         grows = self.length_penalty == "average" or self.length_penalty > 0
         return self.divisor(self.max_length + 1 if grows else tokens)
+
+
+class OptionArguments(TypedDict, total=False):
+    """The keywords of `decoding_options`, for editors and type checkers."""
+
+    beam: int | None
+    num_captions: int
+    min_length: int
+    max_length: int
+    length_penalty: LengthPenalty
+    no_repeat_ngram: int
+    groups: int
+    diversity: float
+    sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    mbr: int
+    banned: Sequence[int]
+    required: Sequence[int]
+    ban: Iterable[str]
+    require: Iterable[str]
+
+
+class CallArguments(OptionArguments, total=False):
+    """The keywords of a `Captioner` that is called."""
+
+    batch_size: int
+    workers: int | None
 
 
 OPTION_NAMES = tuple(

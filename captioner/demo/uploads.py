@@ -24,7 +24,7 @@ from captioner.batch.runner import caption_items
 from captioner.demo import security
 from captioner.errors import ImageError
 from captioner.image.io import IMAGE_SUFFIXES, open_image
-from captioner.utils.parallel import map_ahead
+from captioner.utils.parallel import batched, map_ahead
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
@@ -111,7 +111,7 @@ def caption_uploads(
     with closing(map_ahead(work, _items(files), workers=2, depth=_BATCH)) as images:  # type: ignore[type-var]
         # One batch per call: `Captioner.stream` would spread several over all cores, which other
         # visitors need as well.
-        while batch := list(itertools.islice(images, _BATCH)):
+        for batch in batched(images, _BATCH):
             for image, result in caption_items(captioner, batch, batch_size=_BATCH, **options):
                 assert isinstance(image, OpenedImage)
                 yield image, result

@@ -1,14 +1,22 @@
-"""Work in threads over a stream of any length, in order, a few items ahead of the reader."""
+"""Streams of any length: in batches, and with work done in threads a few items ahead."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield items in lists of `size`, the last one maybe shorter; they are taken lazily."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 def map_ahead(
@@ -17,8 +25,7 @@ def map_ahead(
     *,
     workers: int,
     depth: int,
-    initializer: Callable[..., Any] | None = None,
-    initargs: tuple[Any, ...] = (),
+    initializer: Callable[[], object] | None = None,
 ) -> Iterator[Result]:
     """`map(work, items)` in threads: lazy, in order, at most `depth` results ahead.
 
@@ -30,10 +37,9 @@ def map_ahead(
         workers: Number of threads.
         depth: How many items are begun or done before the first result is asked for.
         initializer: Called first in each thread.
-        initargs: Its arguments.
     """
     pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers, "captioner", initializer, initargs) as pool:
+    with ThreadPoolExecutor(workers, "captioner", initializer) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(work, item))

@@ -1,6 +1,7 @@
 """Exports: equal to the model for every variant of the network, written whole or not at all."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from captioner.backends.export import EncoderGraph, compare, export_file, export_model
 from captioner.backends.onnx import OnnxBackend
 from captioner.checkpoint import Header, load_checkpoint, read_document, read_header
+from captioner.config import AttentionKind
 from captioner.errors import CheckpointError, ConfigError
 from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel
@@ -21,7 +23,7 @@ pytest.importorskip("onnxruntime")
 
 VOCABULARY = Vocabulary.build([[f"word{number}" for number in range(20)]], min_count=1)
 SIZE = 64
-KINDS = ["additive", "dot", "general", "scaled_dot", "multi_head"]
+KINDS = get_args(AttentionKind)
 DECODERS = {
     **{kind: {"attention": {"kind": kind, "heads": 2}} for kind in KINDS},
     "hard": {"attention": {"mode": "hard"}},

@@ -1,7 +1,9 @@
 """Searches under constraints: exact where all sentences can be listed, and never out of bounds."""
 
+import inspect
 import itertools
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -18,7 +20,14 @@ from helpers.tiny import SPECIALS, make_decoder, make_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.decoding.options import DecodingOptions, decoding_options
+from captioner.api import Captioner
+from captioner.decoding.options import (
+    WORD_OPTIONS,
+    CallArguments,
+    DecodingOptions,
+    OptionArguments,
+    decoding_options,
+)
 from captioner.errors import ConfigError
 from captioner.tokenizer import Vocabulary
 
@@ -314,3 +323,12 @@ def test_words_become_ids():
     ]:
         with pytest.raises(ConfigError, match=message):
             decoding_options(vocabulary, **wrong)
+
+
+def test_editors_know_every_option():
+    known = typing.get_type_hints(OptionArguments)
+    words = {name: known.pop(name) for name in WORD_OPTIONS}
+    assert known == typing.get_type_hints(DecodingOptions)
+    assert words.keys() <= inspect.signature(decoding_options).parameters.keys()
+    more = typing.get_type_hints(CallArguments).keys() - known.keys() - words.keys()
+    assert more < inspect.signature(Captioner.stream).parameters.keys()

@@ -1,8 +1,11 @@
 """Decoders whose gradients are known."""
 
+from typing import get_args
+
 import torch
 from torch import nn
 
+from captioner.config import AttentionKind
 from captioner.models.attention import Memory
 from captioner.models.decoder import DecoderOutput
 from captioner.models.encoder import Grid
@@ -11,7 +14,7 @@ from helpers.tiny import FEATURES, SIDE
 L = SIDE * SIDE
 
 
-KINDS = ["additive", "dot", "general", "scaled_dot", "multi_head"]
+KINDS = get_args(AttentionKind)
 
 
 class OneCell(nn.Module):

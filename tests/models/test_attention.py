@@ -1,6 +1,7 @@
 """Attention: weights are a distribution, normalisers equal their definition, keys are made once."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from helpers.tiny import FEATURES, SIDE, make_captions, make_decoder, make_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.config import AttentionConfig
+from captioner.config import AttentionConfig, AttentionKind
 from captioner.decoding.options import DecodingOptions
 from captioner.errors import ConfigError
 from captioner.models import additive_attention as additive
@@ -18,7 +19,7 @@ from captioner.models.additive_attention import additive_score
 from captioner.models.attention import Attention
 from captioner.models.normalizers import normalize
 
-KINDS = ["additive", "dot", "general", "scaled_dot", "multi_head"]
+KINDS = get_args(AttentionKind)
 NORMALIZERS = ["softmax", "sparsemax", "entmax15"]
 
 

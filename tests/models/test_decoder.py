@@ -1,17 +1,19 @@
 """The decoder: one recurrence, whichever way it is driven."""
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
 from helpers.tiny import make_captions, make_decoder, make_grid
 from torch import nn
 
+from captioner.config import AttentionKind
 from captioner.errors import ConfigError
 from captioner.models.decoder import State
 from captioner.models.encoder import Grid
 
-KINDS = ["additive", "dot", "general", "scaled_dot", "multi_head"]
+KINDS = get_args(AttentionKind)
 VARIANTS = {
     **{f"{kind}": {"attention": {"kind": kind}} for kind in KINDS},
     "see_word": {"attention": {"see_word": True}},
