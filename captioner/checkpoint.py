@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.config import ModelConfig, from_dict, to_dict
 from captioner.errors import CheckpointError, ConfigError, DataError
+from captioner.image.io import describe_foreign_file
 from captioner.image.transforms import Preprocess
 from captioner.tokenizer import Vocabulary
 from captioner.utils.files import replacing
@@ -103,7 +105,7 @@ def read_document(path: str | Path) -> dict[str, Any]:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
     except FileNotFoundError:
-        raise CheckpointError(f"no model file {path}") from None
+        raise CheckpointError(_missing(path)) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(_explain(path, error)) from None
     if _HEADER not in metadata:
@@ -165,7 +167,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(str(path))
     except FileNotFoundError:
-        raise CheckpointError(f"no model file {path}") from None
+        raise CheckpointError(_missing(path)) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(_explain(path, error)) from None
     return {  # copies, as the file's own tensors can be pages of it, which may change
@@ -317,15 +319,25 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _missing(path: str | Path) -> str:
+    if address := re.match(r"(https?:)/+(.+)", str(path)):  # `Path` has taken a slash away
+        return (
+            f"{address[1]}//{address[2]} is a web address: download the model, then name the file"
+        )
+    return f"no model file {path}"
+
+
 def _explain(path: str | Path, error: Exception) -> str:
     """Say what a file is that safetensors cannot read."""
     if isinstance(error, IsADirectoryError) or Path(path).is_dir():
         return f"{path} is a folder; name the .safetensors file in it"
     try:
         with open(path, "rb") as file:
-            start = file.read(8)
+            start = file.read(512)
     except OSError as problem:
         return f"cannot read {path}: {problem.strerror}"
     if start.startswith(_PICKLES):
         return f"{path} is a pickled file, which could run code: captioner loads .safetensors only"
+    if start.startswith(b"version ") and (pointer := describe_foreign_file(start)):
+        return f"{path} is {pointer}"
     return f"{path} is damaged, cut short or no safetensors file ({error})"

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import stat
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -265,6 +266,12 @@ def test_tied_weights_that_are_not_there(tmp_path):
 @pytest.mark.parametrize("action", [load_checkpoint, read_header, load_weights])
 def test_no_such_file_and_folders(tmp_path, action):
     refuse(tmp_path / "nowhere.safetensors", "no model file", action)
+    refuse(
+        Path("https://a.org/b.safetensors"), "https://a.org/b.safetensors is a web address", action
+    )
+    pointer = tmp_path / "pointer.safetensors"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refuse(pointer, "a Git LFS pointer.*git lfs pull", action)
     folder = tmp_path / "folder.safetensors"
     folder.mkdir()
     refuse(folder, "is a folder", action)

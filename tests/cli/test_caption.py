@@ -158,6 +158,24 @@ def test_wrong_usage(caption, photos, capsys):
     assert not Path("y.csv").exists()
 
 
+def test_sources_that_are_no_images_are_named(caption, photos, tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0.tar").touch()
+    status, _, err = caption("shards")
+    assert (status, "(.tar)" in err, "such as FOLDER/*.tar" in err) == (2, True, True)
+    for name, content in {
+        "a.zip": b"PK\3\4",
+        "b.jpg": b"version https://git-lfs.github.com/",
+    }.items():
+        (tmp_path / name).write_bytes(content + bytes(60))
+    status, _, err = caption("a.zip", "b.jpg", "https://a.org/c.jpg?size=3")
+    assert status == 1
+    for what in ("zip archive", "`git lfs pull`", "a web address: download the image first"):
+        assert what in err
+    (photos / "x.mov").touch()
+    assert caption(photos)[2].endswith("\n  1 file is no image: .mov\n")
+
+
 def test_a_source_is_never_overwritten(caption, photos):
     Path("list.jsonl").write_text('{"image": "photos/00.png"}\n')
     before = Path("list.jsonl").read_bytes()
