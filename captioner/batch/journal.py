@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ Mode = Literal["new", "resume", "overwrite"]
 """What to do with an output that exists: refuse to touch it, continue it, or replace it."""
 
 _SYNC_SECONDS = 5.0
+_PART = re.compile(r"part-\d{6,}-[0-9a-f]{8}\.(jsonl|parquet)")
 
 
 class Journal:
@@ -314,8 +316,9 @@ class PartFolder:
         return self.folder / f"{name}.{self.form}"
 
     def _found(self) -> dict[str, Path]:
-        """Return the parts that exist, of any format."""
-        return {path.name: path for path in sorted(self.folder.glob("part-*"))}
+        """Return the parts that exist, of any format; other programs name their files alike."""
+        found = sorted(self.folder.glob("part-*"))
+        return {path.name: path for path in found if _PART.fullmatch(path.name)}
 
 
 def _take_lock(stack: contextlib.ExitStack, path: Path) -> None:

@@ -364,10 +364,10 @@ def _open_text(path: str) -> TextIO:
         raise DataError(f"{path}: a web address: download the file first and name it here")
     if os.path.isdir(path):
         tars = any(name.endswith((".tar", ".tar.gz", ".tgz")) for name in os.listdir(path))
-        what = (
-            "a folder of tar archives: `captioner caption` reads archives" if tars else "a folder"
-        )
-        raise DataError(f"{path}: {what}; name a file here")
+        what = " of tar archives: `captioner caption` reads archives" if tars else ""
+        raise DataError(f"{path}: a folder{what}; name a file here")
+    if os.path.exists(path) and not os.path.isfile(path):  # it cannot be read twice
+        raise DataError(f"{path}: a pipe or a device: save its content in a file and name that")
     with open(path, "rb") as file:
         head = file.read(512)
     if foreign := describe_foreign_file(head):

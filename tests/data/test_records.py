@@ -3,6 +3,7 @@
 import codecs
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,13 @@ def test_folders_and_web_addresses_are_named(tmp_path):
         list(read_rows(tmp_path))
     with pytest.raises(DataError, match="a web address: download"):
         list(read_rows("https://example.org/captions.json"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(DataError, match="a pipe or a device: save its content in a file"):
+        next(read_rows(tmp_path / "list.txt"))
 
 
 def test_bad_entries_do_not_stop_a_list(write):
