@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,7 @@ def compare(
                 grids,
                 workers=threads,
                 depth=2 * threads,
-                initializer=torch.set_num_threads,  # of the thread that calls it
-                initargs=(1,),
+                initializer=partial(torch.set_num_threads, 1),  # of the thread that calls it
             )
             return [words for batch in found for words in batch]
         finally:

@@ -12,7 +12,7 @@ from captioner.api import Captioner, Failure
 from captioner.checkpoint import Header
 from captioner.image.transforms import Preprocess
 from captioner.tokenizer import Vocabulary
-from captioner.utils.parallel import map_ahead
+from captioner.utils.parallel import batched, map_ahead
 
 
 def test_order_is_kept_whatever_takes_longest():
@@ -61,8 +61,8 @@ def test_an_error_comes_in_its_place_and_cancels_what_has_not_begun():
 def test_initializer_runs_in_every_thread():
     seen = threading.local()
 
-    def initialize(value):
-        seen.value = value
+    def initialize():
+        seen.value = 7
 
     assert set(
         map_ahead(
@@ -71,7 +71,6 @@ def test_initializer_runs_in_every_thread():
             workers=3,
             depth=9,
             initializer=initialize,
-            initargs=(7,),
         )
     ) == {7}
 
@@ -123,3 +122,11 @@ def test_threads_are_given_back_when_a_stream_is_left_early(captioner, pictures)
     thread.join()
     assert found == [3]
     assert torch.get_num_threads() == 3
+
+
+def test_batches_are_taken_one_by_one():
+    numbers = iter(range(7))
+    found = batched(numbers, 3)
+    assert next(found) == [0, 1, 2]
+    assert next(numbers) == 3
+    assert list(found) == [[4, 5, 6]]
