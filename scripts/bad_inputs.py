@@ -200,9 +200,10 @@ def beside_pixels() -> Iterator[tuple[str, bytes]]:
     yield "ok-large-comment.jpg", jpeg[:2] + comment + jpeg[2:]
     unknown = b"\xff\xef" + struct.pack(">H", 12) + b"\xff" * 10
     yield "ok-unknown-segment.jpg", jpeg[:2] + unknown * 20 + jpeg[2:]
-    for percent in (60, 99):  # rows are missing, yet libjpeg sees an end marker and makes them up
+    # Missing rows before an end marker: libjpeg makes them up. One percent may be less than a row.
+    for kind, percent in (("bad", 60), ("any", 99)):
         cut = jpeg[: len(jpeg) * percent // 100]
-        yield f"any-rows-missing-{100 - percent}-percent.jpg", cut + b"\xff\xd9"
+        yield f"{kind}-rows-missing-{100 - percent}-percent.jpg", cut + b"\xff\xd9"
 
 
 def with_chunk(data: bytes, more: bytes) -> bytes:

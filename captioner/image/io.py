@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import io
 import os
 import re
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ from PIL import Image
 
 from captioner.errors import ImageError
 from captioner.image.pixels import grey_16_to_8_bits, upright_rgb
-from captioner.image.salvage import close_jpeg, count_scans, without_metadata
+from captioner.image.salvage import count_scans, has_plain_edge, with_tails, without_metadata
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray | Mapping[str, Any]"
@@ -36,6 +37,7 @@ _MEMORY_HEAVY = ("WEBP", "AVIF", "HEIF")
 _MAX_BYTES = 1 << 28  # of a file that they read whole
 _MAX_SCANS = 100  # of a progressive JPEG; the usual number is 10
 _PLANAR, _BITS = 284, 258  # TIFF tags
+_CHECKED = 1 << 24  # pixels of a JPEG that is decoded anew to look for missing rows
 _AT_ONCE = 1 << 26  # pixels that threads together may be decoding, unless it is a single image
 
 # Plain pixel formats only. Pillow also reads EPS, PDF-like and vendor formats, some of which start
@@ -111,18 +113,39 @@ def _read(stream: IO[bytes], max_pixels: int, shrink_to: int | None) -> Image.Im
         ImageError: The pixels cannot be used.
     """
     try:
-        return _read_strictly(stream, max_pixels, shrink_to)
+        image = _read_strictly(stream, max_pixels, shrink_to)
     except _DamagedError:
         if (bare := without_metadata(stream)) is not None:
             with contextlib.suppress(ImageError):
                 return _read_strictly(bare, max_pixels, shrink_to)
-        if copies := close_jpeg(stream):
+        with contextlib.suppress(ImageError):
+            copies = with_tails(stream, ended=False)
             limit = min(max_pixels, _AT_ONCE)
-            with contextlib.suppress(ImageError):
-                first, *others = (_read_strictly(copy, limit, shrink_to) for copy in copies)
-                if all(other.tobytes() == first.tobytes() for other in others):
-                    return first
+            if copies and (sound := _same_image(copies, limit, shrink_to)):
+                return sound
         raise
+    stream.seek(0)
+    complete = True
+    if stream.read(2) == b"\xff\xd8" and has_plain_edge(image):
+        # The decoder fills missing rows with one colour and reports nothing.
+        with contextlib.suppress(ImageError):  # too large to be decoded again
+            copies = with_tails(stream, ended=True)
+            limit = min(max_pixels, _CHECKED)
+            complete = not copies or _same_image(copies, limit, shrink_to) is not None
+    if not complete:
+        raise _DamagedError("damaged or truncated JPEG data (rows are missing)")
+    return image
+
+
+def _same_image(
+    copies: Iterable[IO[bytes]], max_pixels: int, shrink_to: int | None
+) -> Image.Image | None:
+    """Return the image of `with_tails`' copies; None if they differ."""
+    digests = set()
+    for copy in copies:  # one by one: they may be large
+        image = _read_strictly(copy, max_pixels, shrink_to)
+        digests.add(hashlib.blake2b(image.tobytes()).digest())
+    return image if len(digests) == 1 else None
 
 
 def _read_strictly(stream: IO[bytes], max_pixels: int, shrink_to: int | None) -> Image.Image:

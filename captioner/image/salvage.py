@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
+from PIL import Image
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _MAX_BYTES = 1 << 28  # of a JPEG that is searched for its scans
@@ -50,27 +52,32 @@ def count_scans(stream: IO[bytes]) -> int:
     Raises:
         ValueError: The file is too large to be searched.
     """
-    return sum(marker == _SOS for marker, _ in _segments(_read(stream)))
+    return sum(marker == _SOS for marker, _, _ in _segments(_read(stream)))
 
 
-def close_jpeg(stream: IO[bytes]) -> tuple[IO[bytes], ...] | None:
-    """Return copies of a JPEG that lacks its end marker, with different bytes before a new one.
+def with_tails(stream: IO[bytes], *, ended: bool) -> tuple[IO[bytes], ...] | None:
+    """Return copies of a JPEG with different bytes between its pixels and its end marker.
 
     If all pixels are there, no decoder looks at these bytes and the copies give equal images;
     pixels that are missing would be made of them.
 
+    Args:
+        stream: The file.
+        ended: Whether to copy a file that has its end marker, or one that lacks it.
+
     Returns:
-        The copies; None for a file with an end marker, or with too few scans for all pixels.
+        The copies; None for a file of the other kind, or with too few scans for all pixels.
     """
     try:
         data = _read(stream)
     except ValueError:
         return None
+    end: int | None = None
     wanted: set[tuple[int, int]] = set()  # (component, coefficient)
     found: set[tuple[int, int]] = set()
-    for marker, body in _segments(data):
+    for marker, body, start in _segments(data):
         if marker == _END[1]:
-            return None
+            end = start
         if marker in _FRAMES and len(body) >= 6:
             wanted |= {(body[i], k) for i in range(6, len(body) - 2, 3) for k in range(64)}
         elif marker == _SOS and body and len(body) >= 2 * body[0] + 4:
@@ -78,10 +85,19 @@ def close_jpeg(stream: IO[bytes]) -> tuple[IO[bytes], ...] | None:
             if approximation & 15 == 0:  # to the last bit
                 parts = body[1 : 2 * body[0] : 2]
                 found |= {(part, k) for part in parts for k in range(first, last + 1)}
-    if not wanted or not wanted <= found:
+    if (end is not None) != ended or not wanted or not wanted <= found:
         return None
-    data = data.removesuffix(_END[:1])  # half a marker
+    data = data[:end].removesuffix(_END[:1])  # half a marker
     return tuple(io.BytesIO(data + tail) for tail in _TAILS)
+
+
+def has_plain_edge(image: Image.Image) -> bool:
+    """Return whether all pixels of an edge are equal, as where the last rows are missing."""
+    width, height = image.size
+    lines = ((0, 0, width, 1), (0, height - 1, width, height))
+    columns = ((0, 0, 1, height), (width - 1, 0, width, height))  # EXIF may have turned it
+    extrema = (image.crop(box).getextrema() for box in lines + columns)
+    return any(all(low == high for low, high in bands) for bands in extrema)  # type: ignore[misc]
 
 
 class _Spans(io.RawIOBase):
@@ -169,13 +185,13 @@ def _jpeg_spans(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
         yield begin, size - begin
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (marker, body) of each segment of a JPEG, up to its end marker."""
+def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Yield (marker, body, start) of each segment of a JPEG, up to its end marker."""
     position = 2
     while match := _MARKER.search(data, position):
         marker = match[1][0]
         length = int.from_bytes(data[match.end() : match.end() + 2], "big")
-        yield marker, data[match.end() + 2 : match.end() + length]
+        yield marker, data[match.end() + 2 : match.end() + length], match.start()
         if marker == _END[1]:
             return
         position = match.end() + max(length, 2)

@@ -46,7 +46,7 @@ def test_the_command_survives_all_of_it(corpus, model, tmp_path):
         status, peak = measure([*command, "--workers", "8"], stderr=errors, env=environment())
     said = (tmp_path / "stderr").read_text()
     assert status == 1, said  # negative: it took ten minutes
-    assert peak < GIGABYTE
+    assert peak < 2 * GIGABYTE
 
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").open(encoding="utf-8")]
     assert [os.path.basename(row["image"]) for row in rows] == names  # sorted, as a folder's are

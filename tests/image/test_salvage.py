@@ -162,6 +162,22 @@ def test_other_files_are_named_with_what_to_do(content, said, tmp_path):
         open_image(path)
 
 
+@pytest.mark.parametrize("shrink_to", [None, 32])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"restart_marker_rows": 1}])
+def test_rows_that_are_missing_before_the_end_marker_are_an_error(options, shrink_to):
+    noise = np.random.default_rng(0).integers(0, 255, (160, 200, 3), dtype=np.uint8)
+    noise[-16:] = 90  # a plain border at the end is no fault
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "JPEG", quality=90, **options)
+    whole = stream.getvalue()
+    expected = open_image(whole, shrink_to=shrink_to)
+    assert open_image(whole[:-2] + b"junk\xff\xd9", shrink_to=shrink_to) == expected
+    for percent in (20, 50, 80):
+        cut = whole[: len(whole) * percent // 100] + b"\xff\xd9"
+        with pytest.raises(ImageError, match="rows are missing"):
+            open_image(cut, shrink_to=shrink_to)
+
+
 def test_a_web_address_is_named_with_what_to_do():
     with pytest.raises(ImageError, match="a web address: download"):
         open_image("https://example.org/a.jpg")
