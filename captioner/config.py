@@ -168,6 +168,9 @@ class LossConfig:
     """Sentences drawn per image for `self_critical`."""
     baseline: Literal["others", "greedy"] = "others"
     """What a sampled sentence must beat: the mean of the image's other samples, or greedy."""
+    cross_entropy: NotNegative = 0.0
+    """Only for `self_critical`: weight of the cross-entropy of the references that is added to the
+    reward's loss, so that the model does not forget words that few captions use."""
     label_smoothing: ShareBelowOne = 0.1
     scheduled_sampling: Share = 0.0
     """Share of the words read that are drawn from the model instead of the true ones (Bengio et

@@ -68,16 +68,21 @@ def caption_losses(
         of `attention_losses`.
     """
     counts = counts or BatchCounts.of(result.mask.sum(-1))
-    cross_entropy = F.cross_entropy(
+    cross_entropy = word_loss(result, config, counts)
+    attention = attention_losses(result.attention, result.mask, config, counts)
+    parts = {"cross_entropy": cross_entropy.detach(), **attention.parts}
+    return Losses(cross_entropy + attention.total, parts)
+
+
+def word_loss(result: DecoderOutput, config: LossConfig, counts: BatchCounts) -> Tensor:
+    """Return the cross-entropy of the true words with label smoothing, per token, in nats."""
+    total = F.cross_entropy(
         result.logits.float(),
         result.targets,
         label_smoothing=config.label_smoothing,
         reduction="sum",
     )
-    cross_entropy = cross_entropy / counts.tokens
-    attention = attention_losses(result.attention, result.mask, config, counts)
-    parts = {"cross_entropy": cross_entropy.detach(), **attention.parts}
-    return Losses(cross_entropy + attention.total, parts)
+    return total / counts.tokens
 
 
 def attention_losses(

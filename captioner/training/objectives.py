@@ -35,6 +35,7 @@ from captioner.training.losses import (
     attention_entropy,
     attention_losses,
     caption_losses,
+    word_loss,
 )
 
 Sentence = list[int]
@@ -158,6 +159,9 @@ class SelfCritical(Objective):
     END is a word like the others, in sentences and references: otherwise a sentence that breaks
     off ("a man in a") would lose nothing.
 
+    With `loss.cross_entropy` the references are imitated as well: the reward alone makes the model
+    forget words that few captions use.
+
     Args:
         model: The model to train.
         preprocess: Normalizes images.
@@ -182,8 +186,11 @@ class SelfCritical(Objective):
         self._pool = ThreadPoolExecutor(1)
 
     def count(self, batch: CaptionBatch) -> tuple[int, int]:
-        """Count the sentences to sample; how many tokens they have is not known yet."""
-        return 0, len(batch.indices) * self.config.draws
+        """Count the words of the references, and the sentences to sample.
+
+        How many words the sampled sentences have is not known yet.
+        """
+        return int(batch.lengths.sum()), len(batch.indices) * self.config.draws
 
     def forward(self, batch: CaptionBatch, counts: BatchCounts, step: int) -> Losses:
         """Sample sentences, reward them, and weight their log-probabilities.
@@ -225,14 +232,22 @@ class SelfCritical(Objective):
         weights = weights.to(log_probs)[..., None].expand(result.mask.shape)[result.mask]  # (M,)
         policy = -(weights * log_probs).sum() / counts.captions
         tokens, count = sum_over_ranks(log_probs.new_tensor([int(lengths.sum()), lengths.numel()]))
-        counts = counts._replace(tokens=counts.captions * tokens / count)
-        attention = attention_losses(result.attention, result.mask, config, counts)
+        sampled_counts = counts._replace(tokens=counts.captions * tokens / count)
+        attention = attention_losses(result.attention, result.mask, config, sampled_counts)
+        imitation: dict[str, Tensor] = {}
+        total = policy + attention.total
+        if config.cross_entropy:
+            result = decoder(memory, batch.captions, batch.lengths)
+            loss = word_loss(result, config, counts)
+            total = total + config.cross_entropy * loss
+            imitation = {"cross_entropy": loss.detach()}
         parts = {
             "reward": log_probs.new_tensor(rewards.sum()) / counts.captions,
             "length": lengths.sum().to(log_probs) / counts.captions,
+            **imitation,
             **attention.parts,
         }
-        return Losses(policy + attention.total, parts)
+        return Losses(total, parts)
 
 
 def sentence_ids(found: Hypothesis) -> Sentence:

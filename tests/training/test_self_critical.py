@@ -1,5 +1,6 @@
 """Self-critical training: rewards and gradients equal their formulas, and the reward goes up."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -17,7 +18,7 @@ from captioner.decoding.sampling import image_key
 from captioner.errors import ConfigError
 from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.tokenizer import Vocabulary
-from captioner.training.losses import BatchCounts
+from captioner.training.losses import BatchCounts, caption_losses
 from captioner.training.objectives import (
     SelfCritical,
     advantages,
@@ -144,6 +145,25 @@ def test_sentences_are_drawn_without_dropout(frequency):
         losses = objective(make_batch(), BatchCounts(torch.tensor(0.0), torch.tensor(12.0)), step=3)
         rewards.append(losses.parts["reward"].item())
     assert rewards[0] == rewards[1] > 0
+
+
+def test_cross_entropy_is_added_with_its_weight(frequency):
+    """The references are imitated as in training by cross-entropy alone."""
+    decoder, batch = make_decoder(9), make_batch()
+    plain = LossConfig(objective="self_critical", draws=4)
+    mixed = dataclasses.replace(plain, cross_entropy=0.2)
+
+    def losses(config):
+        objective = SelfCritical(Stub(decoder), None, config, 10, frequency, max_length=6)
+        tokens, sentences = objective.count(batch)
+        counts = BatchCounts(torch.tensor(float(tokens)), torch.tensor(float(sentences)))
+        return objective(batch, counts, step=3)
+
+    result = decoder(decoder.remember(make_grid(3)), batch.captions, batch.lengths)
+    expected = caption_losses(result, plain).parts["cross_entropy"]
+    added = losses(mixed).total - losses(plain).total
+    torch.testing.assert_close(added, 0.2 * expected)
+    torch.testing.assert_close(losses(mixed).parts["cross_entropy"], expected)
 
 
 def test_words_are_counted_over_all_processes(frequency, monkeypatch):
