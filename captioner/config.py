@@ -152,6 +152,10 @@ class DataConfig:
     """Processes that read images."""
     limit: Count | None = None
     """Use only the first N training images (for trials)."""
+    texts: tuple[FilePath, ...] = ()
+    """Files of sentences without images, one a line (gzipped if named `.gz`), that the decoder
+    learns to write before it sees images, for `optim.text_epochs`. Their words count for the
+    vocabulary."""
     embeddings: FilePath | None = None
     """File of word vectors (GloVe or word2vec, as text, or gzipped) that the word embeddings start
     from; not together with `init`."""
@@ -193,6 +197,8 @@ class OptimConfig:
     """How it is minimised."""
 
     epochs: Count = 12
+    text_epochs: Count = 3
+    """Epochs over `data.texts`, before the others."""
     learning_rate: NotNegative = 1e-3
     encoder_learning_rate: NotNegative = 1e-4
     """Peak rate of the CNN's trainable stages."""

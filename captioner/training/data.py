@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
@@ -90,20 +91,21 @@ def read_examples(config: DataConfig, val_limit: int | None) -> tuple[list[Examp
     return read(config.train)[: config.limit], read(config.val)[:val_limit]
 
 
-def build_vocabulary(examples: Sequence[Example], min_count: int) -> Vocabulary:
-    """Build the vocabulary of the training captions.
+def build_vocabulary(
+    examples: Sequence[Example], min_count: int, texts: Sequence[Sequence[str]] = ()
+) -> Vocabulary:
+    """Build the vocabulary of the training captions, and of further texts.
 
     Args:
         examples: Captioned images.
+        texts: Sentences as words.
         min_count: How often a word must occur.
 
     Raises:
         ConfigError: No word occurs that often.
     """
-    vocabulary = Vocabulary.build(
-        (tokenize(caption) for example in examples for caption in example.captions),
-        min_count=min_count,
-    )
+    captions = (tokenize(caption) for example in examples for caption in example.captions)
+    vocabulary = Vocabulary.build(itertools.chain(captions, texts), min_count=min_count)
     if len(vocabulary) == len(Vocabulary.SPECIALS):
         raise ConfigError(
             f"no word occurs data.min_count={min_count} times in the training captions: "
@@ -271,7 +273,7 @@ def read_vectors(path: Path, vocabulary: Vocabulary, size: int) -> dict[int, np.
     for special in Vocabulary.SPECIALS:
         ids.pop(special, None)
     found: dict[int, np.ndarray] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(text_lines(path, "the word vectors"), start=1):
         if number == 1:
             _check_size(line, size, path)
         word, *_ = line.split(maxsplit=1) or [""]
@@ -314,8 +316,12 @@ def _check_size(line: str, size: int, path: Path) -> None:
         )
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file, without their ends.
+def text_lines(path: Path, what: str) -> Iterator[str]:
+    """Yield the lines of a text file, gzipped if its name ends in `.gz`, without their ends.
+
+    Args:
+        path: The file.
+        what: What it holds, for the error.
 
     Raises:
         DataError: It cannot be read.
@@ -327,4 +333,4 @@ def _lines(path: Path) -> Iterator[str]:
                 yield line.decode("utf-8", errors="replace").rstrip()
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error  # gzip's own errors have no strerror
-        raise DataError(f"cannot read the word vectors {path}: {reason}") from None
+        raise DataError(f"cannot read {what} {path}: {reason}") from None

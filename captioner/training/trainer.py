@@ -40,6 +40,7 @@ from captioner.training.data import (
     read_examples,
 )
 from captioner.training.distributed import gather, rank, replicate, sum_over_ranks, world_size
+from captioner.training.language import pretrain, read_texts
 from captioner.training.log import AverageMeter, RunLog, training_record
 from captioner.training.losses import BatchCounts
 from captioner.training.objectives import build_objective
@@ -89,16 +90,19 @@ class Trainer:
 
         # Data, vocabulary and model
         train, val = read_examples(config.data, config.validation.limit)
+        texts = read_texts(config)
         if config.init:
             self.model, header = load_initial_model(config)
             self.vocabulary = header.vocabulary
         else:
-            self.vocabulary = build_vocabulary(train, config.data.min_count)
+            self.vocabulary = build_vocabulary(train, config.data.min_count, texts)
             self.model = CaptionModel(config.model, len(self.vocabulary))
         if state is None:
             load_embeddings(self.model, self.vocabulary, config)
         self.model.to(self.device)
         self.model.encoder.backbone.to(memory_format=torch.channels_last)
+        if texts and state is None:
+            pretrain(self.model, self.vocabulary, texts, config, self.device)
         self.preprocess = preprocess_of(self.model.encoder)
         self.data = build_datasets(
             config, train, val, self.model.encoder, self.vocabulary, self.preprocess, self.device
