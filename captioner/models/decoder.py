@@ -4,10 +4,12 @@ All rows of an image (its captions in training, its beams in decoding) share the
 every state is laid out as (B, C, ·). One private method, `_advance`, is the recurrence;
 `Decoder.step` and the teacher-forced `Decoder.forward` both run it. The forward pass
 only hoists what does not depend on the state: the words' share of the gates before the loop, and
-the projection to the vocabulary after it, on real tokens alone.
+the projection to the vocabulary after it. It has two forms with equal results: on a CPU, finished
+captions leave the loop and only real tokens are projected; the static form computes all rows to the
+end and masks them, so that no size depends on the data and a GPU is never waited for.
 
 Shapes: B images, C rows per image, L locations, D feature size, H_d hidden size, E embedding size,
-T time, V vocabulary, M real tokens.
+T time, V vocabulary, M tokens: the real ones, or B·C·T in the static form.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from captioner.errors import ConfigError
 from captioner.models.attention import Attention, AttentionOutput, Memory
 from captioner.models.encoder import Grid
 from captioner.tokenizer import Vocabulary
+
+
+IGNORED = -100
+"""Target at padding: what `cross_entropy` leaves out by default."""
 
 
 class State(NamedTuple):
@@ -53,11 +59,13 @@ class StepOutput(NamedTuple):
 class DecoderOutput(NamedTuple):
     """What a pass over given captions gives; tokens are packed, padding is left out.
 
+    In the static form padding stays: M = B·C·T, and targets there are `IGNORED`.
+
     Attributes:
         logits: (M, V), image by image, caption by caption, word by word.
         targets: (M,) the words that should have come.
         attention: (B, C, T, L); zero at padding.
-        mask: (B, C, T) bool, true at the M real tokens.
+        mask: (B, C, T) bool, true at real tokens.
         chosen: (M,) the location that hard attention drew for each token, -1 where it read the
             mean; None for soft attention.
     """
@@ -67,6 +75,11 @@ class DecoderOutput(NamedTuple):
     attention: Tensor
     mask: Tensor
     chosen: Tensor | None = None
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Lay values of all times (B, C, T) out as the tokens are: (M,)."""
+        values = values.expand(self.mask.shape)
+        return values.flatten() if len(self.targets) == self.mask.numel() else values[self.mask]
 
 
 class Decoder(nn.Module):
@@ -185,72 +198,133 @@ class Decoder(nn.Module):
         return embedded[place], self.word_gates(embedded)[place]
 
     def forward(
-        self, memory: Memory, captions: Tensor, lengths: Tensor, sampling_prob: float = 0.0
+        self,
+        memory: Memory,
+        captions: Tensor,
+        lengths: Tensor,
+        sampling_prob: float | Tensor = 0.0,
+        *,
+        static: bool = False,
     ) -> DecoderOutput:
         """Score given captions, every word told the true one before it.
 
         Args:
             memory: Of the B images.
             captions: (B, C, T + 1) ids from START to END, then padding. Rows of an image should be
-                sorted by length, longest first, and images by their longest caption: what is
-                finished then costs nothing.
+                sorted by length, longest first, and images by their longest caption: unless
+                `static`, what is finished then costs nothing.
             lengths: (B, C) number of targets (words and END) of each caption; 0 for none.
             sampling_prob: Probability that a word read is drawn from the model's own prediction
-                instead of being the true one: scheduled sampling (Bengio et al. 2015).
+                instead of being the true one: scheduled sampling (Bengio et al. 2015). As a tensor
+                () it may change from replay to replay of a CUDA graph.
+            static: Compute all rows for all T steps. Nothing is read back from the device, and
+                results differ from the other form's by rounding alone.
         """
+        if static:
+            return self._forward_static(memory, captions, lengths, sampling_prob)
         (batch, rows), total = lengths.shape, max(1, int(lengths.max()))
-        inputs, targets = captions[..., :total], captions[..., 1 : total + 1]
-        embedded = self.dropout(self.embed(inputs))  # (B, C, T, E)
-        gates = self.word_gates(embedded)  # (B, C, T, 4·H_d)
         mask = torch.arange(total, device=lengths.device) < lengths[..., None]  # (B, C, T)
         # At least one row: images without captions have a pass as well, with gradients of zero.
         live = _live(mask).clamp(min=1)  # (T, 2)
-        state = self.start(memory, rows)
-        hiddens, contexts, read, steps = [], [], [], []
-        said: tuple[Tensor, Tensor, Tensor] | None = None
-        words = zip(live.tolist(), gates.unbind(2), embedded.unbind(2), strict=True)
-        for (images, columns), gate, word in words:
+        states, words, steps = self._run(
+            memory, captions[..., :total], sampling_prob, [(b, c) for b, c in live.tolist()]
+        )
+        real = mask.flatten().nonzero().squeeze(1)  # (M,) among B·C·T
+        places = _places(live, batch, rows).flatten()[real]  # (M,) among the steps' rows
+
+        def pack(tensors: list[Tensor]) -> Tensor:  # T times (images, columns, ·) -> (M, ·)
+            return torch.cat([x.flatten(0, 1) for x in tensors]).index_select(0, places)
+
+        deep = self.config.deep_output  # only then are context and word needed again
+        contexts = [each.context for each in steps]
+        logits = self._output(
+            pack([state.hidden for state in states]),
+            pack(contexts) if deep else contexts[0],
+            pack(words) if deep else words[0],
+        )
+        packed = pack([each.weights for each in steps])
+        maps = packed.new_zeros(mask.numel(), packed.shape[-1])  # (B·C·T, L)
+        maps = maps.index_copy(0, real, packed).unflatten(0, mask.shape)
+        cells = [each.chosen for each in steps if each.chosen is not None]  # all steps or none
+        targets = captions[..., 1 : total + 1].flatten()[real]
+        return DecoderOutput(logits, targets, maps, mask, pack(cells) if cells else None)
+
+    def _forward_static(
+        self, memory: Memory, captions: Tensor, lengths: Tensor, sampling_prob: float | Tensor
+    ) -> DecoderOutput:
+        """The same with all rows in all steps, masked."""
+        total = captions.shape[-1] - 1
+        mask = torch.arange(total, device=lengths.device) < lengths[..., None]  # (B, C, T)
+        sizes = [(lengths.shape[0], lengths.shape[1])] * total
+        states, words, steps = self._run(memory, captions[..., :-1], sampling_prob, sizes)
+
+        def join(tensors: list[Tensor]) -> Tensor:  # T times (B, C, ·) -> (B·C·T, ·)
+            return torch.stack(tensors, 2).flatten(0, 2)
+
+        deep = self.config.deep_output
+        contexts = [each.context for each in steps]
+        logits = self._output(
+            join([state.hidden for state in states]),
+            join(contexts) if deep else contexts[0],
+            join(words) if deep else words[0],
+        )
+        maps = torch.stack([each.weights for each in steps], 2)  # (B, C, T, L)
+        maps = maps.masked_fill(~mask[..., None], 0.0)
+        cells = [each.chosen for each in steps if each.chosen is not None]
+        targets = captions[..., 1:].masked_fill(~mask, IGNORED).flatten()
+        return DecoderOutput(logits, targets, maps, mask, join(cells) if cells else None)
+
+    def _run(
+        self,
+        memory: Memory,
+        inputs: Tensor,
+        sampling_prob: float | Tensor,
+        sizes: list[tuple[int, int]],
+    ) -> tuple[list[State], list[Tensor], list[AttentionOutput]]:
+        """Run the recurrence over words that are read: (B, C, T).
+
+        Args:
+            memory: Of the B images.
+            inputs: (B, C, T) ids.
+            sampling_prob: See `forward`.
+            sizes: How many images and columns go on, at each of the T times.
+
+        Returns:
+            Of each time, for the images and columns that went on: the state after it, the
+            embedded word that was read, and what was seen.
+        """
+        embedded = self.dropout(self.embed(inputs))  # (B, C, T, E)
+        gates = self.word_gates(embedded)  # (B, C, T, 4·H_d)
+        state = self.start(memory, inputs.shape[1])
+        draws = isinstance(sampling_prob, Tensor) or sampling_prob > 0
+        states: list[State] = []
+        words: list[Tensor] = []
+        steps: list[AttentionOutput] = []
+        times = zip(sizes, gates.unbind(2), embedded.unbind(2), strict=True)
+        for (images, columns), gate, word in times:
             memory = memory.first(images)
             gate, word = gate[:images, :columns], word[:images, :columns]
-            if sampling_prob and said is not None:
+            if draws and states:
+                said = (state.hidden, steps[-1].context, words[-1])
                 drawn = self._draw(*(x[:images, :columns] for x in said))
                 own = torch.rand(drawn.shape, device=drawn.device) < sampling_prob
                 word = torch.where(own[..., None], self.dropout(self.embed(drawn)), word)
                 gate = self.word_gates(word)
             state = State(*(x[:images, :columns] for x in state))
             state, attended = self._advance(state, gate, word, memory)
-            said = (state.hidden, attended.context, word)
-            hiddens.append(state.hidden.flatten(0, 1))
-            contexts.append(attended.context.flatten(0, 1))
-            read.append(word.flatten(0, 1))
+            states.append(state)
+            words.append(word)
             steps.append(attended)
-        real = mask.flatten().nonzero().squeeze(1)  # (M,) among B·C·T
-        places = _places(live, batch, rows).flatten()[real]  # (M,) among the steps' rows
-
-        def pack(tensors: list[Tensor]) -> Tensor:  # T times (rows of the step, ·) -> (M, ·)
-            return torch.cat(tensors).index_select(0, places)
-
-        deep = self.config.deep_output  # only then are context and word needed again
-        logits = self._output(
-            pack(hiddens),
-            pack(contexts) if deep else contexts[0],
-            pack(read) if deep else read[0],
-        )
-        packed = pack([each.weights.flatten(0, 1) for each in steps])
-        maps = packed.new_zeros(mask.numel(), packed.shape[-1])  # (B·C·T, L)
-        maps = maps.index_copy(0, real, packed).unflatten(0, mask.shape)
-        cells = [each.chosen for each in steps if each.chosen is not None]  # all steps or none
-        chosen = pack([cell.flatten() for cell in cells]) if cells else None
-        return DecoderOutput(logits, targets.flatten()[real], maps, mask, chosen)
+        return states, words, steps
 
     @torch.no_grad()
     def _draw(self, hidden: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
         """Words (B, C) drawn from what the model would have said after a step; no specials."""
         logits = self._output(hidden, context, embedded).float()
-        specials = [Vocabulary.PAD, Vocabulary.START, Vocabulary.END, Vocabulary.UNK]
-        logits[..., specials] = -torch.inf
-        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 1), 1)
-        return drawn.view(logits.shape[:-1])
+        logits[..., : len(Vocabulary.SPECIALS)] = -torch.inf  # the first ids
+        # One draw of a multinomial (an exponential race), whose own checks wait for the device.
+        probs = logits.softmax(-1)
+        return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
 
     def _advance(
         self, state: State, gates: Tensor, embedded: Tensor, memory: Memory

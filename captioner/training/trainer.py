@@ -11,13 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -54,16 +50,11 @@ from captioner.training.run_state import (
     save_state,
     write_config,
 )
+from captioner.training.stopping import StopSignals, StopWaiting
 from captioner.training.validation import validate, write_samples
 from captioner.utils.device import autocast, resolve_device
 
 logger = logging.getLogger(__name__)
-
-_GRACE = 5.0  # seconds
-
-
-class _StopWaiting(KeyboardInterrupt):
-    """Raised by a signal while the run waits for images: its state is whole, and can be saved."""
 
 
 class Trainer:
@@ -159,13 +150,8 @@ class Trainer:
                 tensorboard=config.log.tensorboard,
             )
 
-        # Stopping
-        self._told_to_stop = False  # this process
-        self._stop = False  # all processes, by agreement
-        self._awaits_batch = False  # between two steps
-        self._loses_nothing = True  # ending at once would lose no step
-        self._slowest_step = 0.0  # seconds
-        self._ended = threading.Event()
+        self.signals = StopSignals(lambda: self.step)
+        self._stop = False  # all processes stop, by agreement
 
     def run(self) -> dict[str, float]:
         """Train to the end, or until Ctrl-C or SIGTERM: then finish the step and save.
@@ -182,7 +168,7 @@ class Trainer:
             write_config(self.config, self.out / "config.yaml")
         with (
             contextlib.closing(self.log) if self.log is not None else contextlib.nullcontext(),
-            self._signals_handled(),
+            self.signals.handled(),
             tqdm(
                 total=self.total_steps,
                 initial=self.step,
@@ -199,9 +185,9 @@ class Trainer:
                 self._save_state()  # should validation fail, the epoch is not lost
                 last = epoch + 1 == self.config.optim.epochs
                 if last or (epoch + 1) % self.config.validation.every == 0:
-                    self._loses_nothing = True
+                    self.signals.loses_nothing = True
                     self._validate(epoch + 1)
-                    self._loses_nothing = False
+                    self.signals.loses_nothing = False
                 self.sampler.set_epoch(epoch + 1)
                 self._save_state()
             if self._stop:
@@ -217,7 +203,7 @@ class Trainer:
             parts, norm = self._train_step(batch)
             self.sampler.advance()
             self.step += 1
-            self._loses_nothing = False
+            self.signals.loses_nothing = False
             bar.update()
             self.meter.add(gradient_norm=norm, **parts)
             if self.step % self.config.log.every == 0:
@@ -230,24 +216,24 @@ class Trainer:
             if self.step % self.config.save_every == 0:
                 self._save_state()
             start, before = time.monotonic(), start
-            self._slowest_step = max(self._slowest_step, start - before)
+            self.signals.slowest_step = max(self.signals.slowest_step, start - before)
 
     def _batches(self) -> Iterator[CaptionBatch]:
         """Yield the batches of the epoch; end when told to stop while the images are read."""
         batches = iter(self.loader)
         try:
             while True:
-                self._awaits_batch = True
+                self.signals.awaits_batch = True
                 batch = next(batches, None)
-                self._awaits_batch = False
+                self.signals.awaits_batch = False
                 if batch is None:
                     return
                 yield batch
-        except _StopWaiting:
+        except StopWaiting:
             self._stop = True
             self.loader.end_workers()  # they may be stuck
         finally:
-            self._awaits_batch = False
+            self.signals.awaits_batch = False
 
     def _train_step(self, batch: CaptionBatch) -> tuple[dict[str, float], float]:
         """Run forward and backward in parts, clip, update.
@@ -256,7 +242,7 @@ class Trainer:
             The parts of the loss, as means over the global batch, and the norm of the gradients.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        local = (*self.objective.count(batch), len(batch.indices), int(self._told_to_stop))
+        local = (*self.objective.count(batch), len(batch.indices), int(self.signals.told))
         tokens, captions, images, stop = sum_over_ranks(torch.tensor(local, device=self.device))
         self._stop = bool(stop)  # all stop after the same step, whichever was told to
         # At least 1: a batch may have no caption with words.
@@ -374,42 +360,3 @@ class Trainer:
     def _log(self, **values: Any) -> None:
         if self.log is not None:
             self.log.write(**values)
-
-    @contextlib.contextmanager
-    def _signals_handled(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM stop the run while the block runs.
-
-        Python delivers signals to the main thread only; in another thread nothing changes.
-        """
-        main = threading.current_thread() is threading.main_thread()
-        signals = [signal.SIGINT, signal.SIGTERM] if main else []
-        previous = {number: signal.signal(number, self._on_signal) for number in signals}
-        try:
-            yield
-        finally:
-            self._ended.set()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._told_to_stop or self._loses_nothing:
-            raise KeyboardInterrupt
-        self._told_to_stop = True
-        if self._awaits_batch and world_size() == 1:  # several processes stop after one same step
-            raise _StopWaiting
-        logger.warning("finishing this step, then saving (Ctrl-C again to quit at once)")
-        threading.Thread(target=self._end_if_stuck, args=(self.step,), daemon=True).start()
-
-    def _end_if_stuck(self, step: int) -> None:
-        """End the run if it is still at this step after much longer than a step takes.
-
-        The main thread may wait for loader workers or processes that will never answer.
-        """
-        limit = _GRACE + 3 * self._slowest_step
-        if self._ended.wait(limit) or self.step > step:
-            return
-        logger.error("no step finished in %.0f s: quitting; --resume has the last state", limit)
-        if hasattr(signal, "pthread_kill"):  # not on Windows
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        if not self._ended.wait(_GRACE):
-            os._exit(130)

@@ -3,9 +3,17 @@
 Shapes: B photos, C captions per photo, T words, L locations, D feature size.
 """
 
+from typing import get_args
+
 import torch
 
-from captioner.config import AttentionConfig, DecoderConfig, EncoderConfig, ModelConfig
+from captioner.config import (
+    AttentionConfig,
+    AttentionKind,
+    DecoderConfig,
+    EncoderConfig,
+    ModelConfig,
+)
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Grid
 from captioner.tokenizer import Vocabulary
@@ -17,6 +25,28 @@ MODEL = ModelConfig(
     attention=AttentionConfig(size=8),
     decoder=DecoderConfig(embedding=12, hidden=16, dropout=0.0),
 )
+DECODERS = {
+    **{f"{kind}": {"attention": {"kind": kind}} for kind in get_args(AttentionKind)},
+    "see_word": {"attention": {"see_word": True}},
+    "sparsemax": {"attention": {"normalizer": "sparsemax"}},
+    "entmax15": {"attention": {"normalizer": "entmax15", "kind": "multi_head"}},
+    "smooth": {"attention": {"smooth": True}},
+    "smooth_heads": {"attention": {"smooth": True, "kind": "multi_head"}},
+    "no_gate": {"gate": "off"},
+    "channel_gate": {"gate": "channel"},
+    "deep_output": {"deep_output": True},
+    "tied": {"tied": True, "hidden": 6},
+    "tied_deep": {"tied": True, "deep_output": True},
+    "zero_state": {"initial_state": "zero"},
+    "all": {
+        "attention": {"kind": "multi_head", "see_word": True},
+        "gate": "channel",
+        "deep_output": True,
+        "tied": True,
+        "initial_state": "zero",
+    },
+}
+"""Options of `make_decoder`: every kind of attention, and every option of the decoder."""
 FEATURES = 8  # D
 SIDE = 3  # of the grid
 

@@ -1,43 +1,19 @@
 """The decoder: one recurrence, whichever way it is driven."""
 
 import itertools
-from typing import get_args
 
 import pytest
 import torch
-from helpers.tiny import make_captions, make_decoder, make_grid
+from helpers.tiny import DECODERS, make_captions, make_decoder, make_grid
 from torch import nn
 
-from captioner.config import AttentionKind
 from captioner.errors import ConfigError
 from captioner.models.decoder import State
 from captioner.models.encoder import Grid
 
-KINDS = get_args(AttentionKind)
-VARIANTS = {
-    **{f"{kind}": {"attention": {"kind": kind}} for kind in KINDS},
-    "see_word": {"attention": {"see_word": True}},
-    "sparsemax": {"attention": {"normalizer": "sparsemax"}},
-    "entmax15": {"attention": {"normalizer": "entmax15", "kind": "multi_head"}},
-    "smooth": {"attention": {"smooth": True}},
-    "smooth_heads": {"attention": {"smooth": True, "kind": "multi_head"}},
-    "no_gate": {"gate": "off"},
-    "channel_gate": {"gate": "channel"},
-    "deep_output": {"deep_output": True},
-    "tied": {"tied": True, "hidden": 6},
-    "tied_deep": {"tied": True, "deep_output": True},
-    "zero_state": {"initial_state": "zero"},
-    "all": {
-        "attention": {"kind": "multi_head", "see_word": True},
-        "gate": "channel",
-        "deep_output": True,
-        "tied": True,
-        "initial_state": "zero",
-    },
-}
 LENGTHS = [[5, 3, 1], [6, 6, 0], [2, 1, 1]]  # targets of each caption, longest first
 
-variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+variants = pytest.mark.parametrize("options", DECODERS.values(), ids=DECODERS)
 
 
 def teacher_forced(decoder, lengths=LENGTHS, grid=None):

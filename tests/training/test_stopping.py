@@ -10,7 +10,7 @@ from helpers.trainings import Interrupt, recipe
 from pictures import write_pictures
 
 from captioner.data import dataset
-from captioner.training import trainer as module
+from captioner.training import stopping
 from captioner.training.trainer import Trainer
 
 
@@ -39,13 +39,13 @@ def test_before_the_first_step_a_run_ends_at_once(trainer, tmp_path):
 
 
 def test_a_run_that_makes_no_progress_ends_after_one_signal(trainer, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_GRACE", 0.3)
+    monkeypatch.setattr(stopping, "_GRACE", 0.3)
     step = trainer._train_step
 
     def hang(batch):
         if trainer.step == 0:
             return step(batch)
-        trainer._slowest_step = 0.0  # a slow machine is no slow step
+        trainer.signals.slowest_step = 0.0  # a slow machine is no slow step
         signal_later()
         wait_for_ever()
 
