@@ -66,7 +66,9 @@ class CaptionModel(nn.Module):
         images: Tensor | list[Tensor],
         captions: Tensor,
         lengths: Tensor,
-        sampling_prob: float = 0.0,
+        sampling_prob: float | Tensor = 0.0,
+        *,
+        static: bool = False,
     ) -> DecoderOutput:
         """Teacher-forced pass for training.
 
@@ -75,10 +77,13 @@ class CaptionModel(nn.Module):
             captions: (B, C, T + 1) ids from START to END, then padding.
             lengths: (B, C) targets of each caption.
             sampling_prob: Probability of scheduled sampling, see `Decoder.forward`.
+            static: Read nothing back from the device, see `Decoder.forward`.
         """
         stages = images if isinstance(images, list) else self.encoder.forward_features(images)
         memory = self.decoder.remember(self.encoder.forward_neck(stages))
-        result: DecoderOutput = self.decoder(memory, captions, lengths, sampling_prob)
+        result: DecoderOutput = self.decoder(
+            memory, captions, lengths, sampling_prob, static=static
+        )
         return result
 
 

@@ -25,7 +25,6 @@ from captioner.models.attention import Attention, AttentionOutput, Memory
 from captioner.models.encoder import Grid
 from captioner.tokenizer import Vocabulary
 
-
 IGNORED = -100
 """Target at padding: what `cross_entropy` leaves out by default."""
 
@@ -321,7 +320,7 @@ class Decoder(nn.Module):
     def _draw(self, hidden: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
         """Words (B, C) drawn from what the model would have said after a step; no specials."""
         logits = self._output(hidden, context, embedded).float()
-        logits[..., : len(Vocabulary.SPECIALS)] = -torch.inf  # the first ids
+        logits[..., : len(Vocabulary.SPECIALS)].fill_(-torch.inf)  # the first ids
         # One draw of a multinomial (an exponential race), whose own checks wait for the device.
         probs = logits.softmax(-1)
         return (probs / torch.empty_like(probs).exponential_()).argmax(-1)
