@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,8 @@ from captioner.errors import ConfigError
 from captioner.tokenizer import Vocabulary
 
 _ENDS = (Vocabulary.END, Vocabulary.PAD)
-_BLOCK = 64  # words whose weights are summed together before a draw
+DRAW_BLOCK = 64
+"""Words whose weights are summed together before a draw."""
 
 
 def greedy_search(stepper: Stepper, options: DecodingOptions | None = None) -> list[Hypothesis]:
@@ -63,13 +65,12 @@ def sample(
         For each image `options.candidates` sentences in the order drawn; one may occur twice.
         Their `log_probs` are the model's, without temperature and truncation.
     """
-    rows = options.candidates
-    numbers = np.stack([_random_numbers(key, rows, options) for key in keys])  # (B, N, T)
+    numbers = random_numbers(keys, options)
 
     def pick(log_probs: np.ndarray, time: int, images: np.ndarray) -> np.ndarray:
         return draw(truncate(log_probs, options), numbers[images, :, time])
 
-    return _decode_rows(stepper, options, rows, pick)
+    return _decode_rows(stepper, options, options.candidates, pick)
 
 
 def image_key(content: bytes) -> int:
@@ -77,11 +78,15 @@ def image_key(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _random_numbers(key: int, rows: int, options: DecodingOptions) -> np.ndarray:
-    """Return numbers in [0, 1), one per word of each sentence of an image: (N, T)."""
-    digest = hashlib.blake2b(f"{options.seed} {key}".encode(), digest_size=16).digest()
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-    return generator.random((rows, options.max_length + 1))
+def random_numbers(keys: Sequence[int], options: DecodingOptions) -> np.ndarray:
+    """Return numbers in [0, 1), one per word of each sentence of each image: (B, N, T)."""
+    shape = (options.candidates, options.max_length + 1)
+    numbers = np.empty((len(keys), *shape))
+    for image, key in enumerate(keys):
+        digest = hashlib.blake2b(f"{options.seed} {key}".encode(), digest_size=16).digest()
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+        numbers[image] = generator.random(shape)
+    return numbers
 
 
 def truncate(log_probs: np.ndarray, options: DecodingOptions) -> np.ndarray:
@@ -123,18 +128,18 @@ def draw(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         (B, N) ids, none of them of weight 0 unless all are.
     """
     size = weights.shape[-1]
-    starts = np.arange(0, size, _BLOCK)
+    starts = np.arange(0, size, DRAW_BLOCK)
     blocks = np.add.reduceat(weights, starts, -1).cumsum(-1)  # (B, N, V / block)
     points = (numbers * blocks[..., -1])[..., None]  # (B, N, 1)
     # Rounding must not lead beyond the last block that weighs anything.
     block = np.minimum((blocks <= points).sum(-1), (blocks < blocks[..., -1:]).sum(-1))[..., None]
     before = np.where(block > 0, np.take_along_axis(blocks, np.maximum(block - 1, 0), -1), 0)
-    ids = block * _BLOCK + np.arange(_BLOCK)  # (B, N, block)
+    ids = block * DRAW_BLOCK + np.arange(DRAW_BLOCK)  # (B, N, block)
     inside = np.take_along_axis(weights, np.minimum(ids, size - 1), -1) * (ids < size)
     within = inside.cumsum(-1)
     place = (before + within <= points).sum(-1)
     place = np.minimum(place, (within < within[..., -1:]).sum(-1))
-    return np.asarray(block[..., 0] * _BLOCK + place)
+    return np.asarray(block[..., 0] * DRAW_BLOCK + place)
 
 
 def _decode_rows(
@@ -185,13 +190,36 @@ def _decode_rows(
             stepper.keep(stay)
             images, words = images[stay], words[stay]
 
+    return to_hypotheses(Written(history, scores, places, maps), options)
+
+
+class Written(NamedTuple):
+    """What N rows of each of B images have written in T steps.
+
+    Attributes:
+        words: (B, N, T) ids; from END or PAD on they mean nothing.
+        log_probs: (B, N, T) of them.
+        places: (B, N, T) of their maps in `maps`.
+        maps: Of all steps.
+    """
+
+    words: np.ndarray
+    log_probs: np.ndarray
+    places: np.ndarray
+    maps: AttentionMaps
+
+
+def to_hypotheses(written: Written, options: DecodingOptions) -> list[list[Hypothesis]]:
+    """Return for each image its N sentences, in the order of the rows."""
+
     def hypothesis(image: int, row: int) -> Hypothesis:
-        ids = history[image, row].tolist()
+        ids = written.words[image, row].tolist()
         found = list(takewhile(lambda word: word not in _ENDS, ids[: options.max_length]))
-        finished = ids[len(found)] == Vocabulary.END
-        log_probs = scores[image, row, : len(found) + finished].tolist()
+        finished = len(found) < len(ids) and ids[len(found)] == Vocabulary.END
+        log_probs = written.log_probs[image, row, : len(found) + finished].tolist()
         score = sum(log_probs) / options.divisor(len(log_probs))
-        attention = maps.take(places[image, row, : len(found)])
+        attention = written.maps.take(written.places[image, row, : len(found)])
         return Hypothesis(found, log_probs, score, finished, attention)
 
-    return [[hypothesis(image, row) for row in range(rows)] for image in range(batch)]
+    images, rows, _ = written.words.shape
+    return [[hypothesis(image, row) for row in range(rows)] for image in range(images)]
