@@ -12,6 +12,7 @@ import math
 import os
 import re
 import textwrap
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.config import ModelConfig, from_dict, to_dict
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.image.io import describe_foreign_file
+from captioner.image.foreign import describe_foreign_file
 from captioner.image.transforms import Preprocess
 from captioner.tokenizer import Vocabulary
 from captioner.utils.files import replacing
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _HEADER = "captioner"
+_MAX_HEADER = 1 << 25  # bytes; a vocabulary of a million words fits
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -102,6 +104,7 @@ def read_document(path: str | Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        _check_header_size(path)
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}
     except FileNotFoundError:
@@ -119,9 +122,24 @@ def read_document(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} has format {version}, this captioner reads up to {FORMAT_VERSION}: upgrade"
             )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from None
     return document
+
+
+def _check_header_size(path: str | Path) -> None:
+    """Refuse a file whose header would take more memory than that of any model.
+
+    Raises:
+        CheckpointError: It is too large.
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if (
+            _MAX_HEADER < size <= os.fstat(file.fileno()).st_size
+        ):  # more: cut short, or no such file
+            raise CheckpointError(f"{path} has a header of {size:,} bytes: over {_MAX_HEADER:,}")
 
 
 def header_from_document(document: Mapping[str, Any], path: str | Path) -> Header:
@@ -327,6 +345,15 @@ def _missing(path: str | Path) -> str:
     return f"no model file {path}"
 
 
+def _is_pickle(path: str | Path) -> bool:
+    """Return whether a zip archive is what `torch.save` makes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return str(path).endswith((".pt", ".pth", ".ckpt", ".bin"))
+
+
 def _explain(path: str | Path, error: Exception) -> str:
     """Say what a file is that safetensors cannot read."""
     if isinstance(error, IsADirectoryError) or Path(path).is_dir():
@@ -336,8 +363,10 @@ def _explain(path: str | Path, error: Exception) -> str:
             start = file.read(512)
     except OSError as problem:
         return f"cannot read {path}: {problem.strerror}"
+    if start.startswith(b"PK") and not _is_pickle(path):
+        return f"{path} is a zip archive: unpack it and name the .safetensors file in it"
     if start.startswith(_PICKLES):
         return f"{path} is a pickled file, which could run code: captioner loads .safetensors only"
-    if start.startswith(b"version ") and (pointer := describe_foreign_file(start)):
-        return f"{path} is {pointer}"
+    if foreign := describe_foreign_file(start):
+        return f"{path} is no model but {foreign.removesuffix(', not a list of images')}"
     return f"{path} is damaged, cut short or no safetensors file ({error})"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from captioner.errors import ConfigError
 from captioner.utils.settings import FilePath, Range, apply_override, from_dict, to_dict
@@ -265,18 +265,38 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     The key's type decides how an override is read: text stays as it is, all else is YAML.
 
     Raises:
-        ConfigError: The file is missing or not YAML, or a key or value is wrong.
+        ConfigError: The file is missing or not YAML, has a key twice, or a key or value is wrong.
     """
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.safe_load(text) or {}
+        twice = _find_duplicate(yaml.compose(text, yaml.SafeLoader))
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, an impossible date
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values, not {type(values).__name__}")
+    if twice is not None:
+        raise ConfigError(
+            f"{path}, line {twice.start_mark.line + 1}: {twice.value!r} is there twice"
+        )
     for override in overrides:
         apply_override(Config, values, override)
     return from_dict(Config, values)
+
+
+def _find_duplicate(node: Any) -> Any:
+    """Return the YAML node of a key that its section has twice, of which YAML takes the last."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        twice = (key for n, (key, _) in enumerate(node.value) if key.value in keys[:n])
+        inner = (_find_duplicate(value) for _, value in node.value)
+        return next(twice, None) or next(filter(None, inner), None)
+    if isinstance(node, yaml.SequenceNode):
+        return next(filter(None, map(_find_duplicate, node.value)), None)
+    return None

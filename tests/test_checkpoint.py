@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import stat
+import zipfile
 from pathlib import Path
 from typing import get_args
 
@@ -180,11 +181,42 @@ def test_files_cut_short_are_refused(saved):
     refuse(path, "damaged")
 
 
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n" + bytes(99), b"words", b"\xff" * 64])
-def test_foreign_files_are_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"words", "damaged, cut short or no safetensors file"),
+        (b"\xff" * 64, "damaged, cut short or no safetensors file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "no model but an image$"),
+        (b"<!DOCTYPE html>\n<html lang='en'>", "no model but a web page"),
+        (b"PK\3\4" + bytes(60), "a zip archive: unpack it and name the .safetensors file"),
+    ],
+)
+def test_foreign_files_are_refused(tmp_path, content, reason):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    refuse(path, "damaged, cut short or no safetensors file")
+    refuse(path, reason)
+
+
+def test_a_zip_archive_with_a_model_is_no_pickle(tmp_path):
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("best.safetensors", b"x")
+    refuse(path, "zip archive: unpack it")
+
+
+def test_headers_are_bounded(tmp_path):
+    path = tmp_path / "model.safetensors"
+    size = (1 << 25) + 8
+    with open(path, "wb") as file:
+        file.write(size.to_bytes(8, "little"))
+        file.truncate(8 + size)
+    refuse(path, "a header of 33,554,440 bytes")
+
+
+def test_a_deeply_nested_header_is_damaged(tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path, metadata={"captioner": "[" * 100_000})
+    refuse(path, "damaged header")
 
 
 def test_foreign_safetensors_are_refused(tmp_path):

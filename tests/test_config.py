@@ -115,6 +115,36 @@ def test_text_stays_text(tmp_path, text):
         assert load_config(path, [f"data.cache={text}"]).data.cache == text
 
 
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("out=", "out is empty"),
+        ("data.root= ", "data.root is empty"),
+        ("data.cache=None", "write null for no value, or ./None"),
+        ("data.limit=none", "write null for no value"),
+        ("optim.epochs=12:30", "optim.epochs must be int"),
+        ("optim.epochs=1e1", "optim.epochs must be int"),
+        ("optim.learning_rate=inf", "optim.learning_rate must be float"),
+        ("optim.clip=nan", "optim.clip must be float"),
+        ("loss.coverage_target=.nan", "loss.coverage_target must be float"),
+    ],
+)
+def test_values_that_would_mean_something_else(tmp_path, override, reason):
+    with pytest.raises(ConfigError, match=reason):
+        load_config(write(tmp_path, "seed: 1\n"), [override])
+
+
+def test_numbers_are_decimal(tmp_path):
+    assert load_config(write(tmp_path, "{}"), ["data.limit=010"]).data.limit == 10
+
+
+def test_a_key_that_is_there_twice_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"line 4: 'data' is there twice"):
+        load_config(write(tmp_path, "data:\n  limit: 3\nseed: 1\ndata:\n  workers: 0\n"))
+    with pytest.raises(ConfigError, match=r"line 3: 'limit' is there twice"):
+        load_config(write(tmp_path, "data:\n  limit: 3\n  limit: 4\n"))
+
+
 @pytest.mark.parametrize("text", ["null", "~", ""])
 def test_an_optional_key_can_be_unset(tmp_path, text):
     config = load_config(write(tmp_path, "init: x\n"), [f"init={text}", f"data.cache={text}"])

@@ -205,9 +205,9 @@ def find_export(model: Path) -> Path | None:
     Raises:
         CheckpointError: `model` is damaged or not of captioner.
     """
-    beside = export_path(model)
     if model.exists() and "export" in read_document(model):
         return model
+    beside = export_path(model)
     if not beside.exists():
         return None
     try:
@@ -217,7 +217,12 @@ def find_export(model: Path) -> Path | None:
         return None
     if not model.exists() or section.get("source") == file_digest(model):
         return beside
-    logger.info("%s was made of another version of %s: it is left out", beside, model)
+    logger.warning(
+        "%s was made of another version of %s: it is left out; captioner export %s renews it",
+        beside,
+        model.name,
+        model,
+    )
     return None
 
 

@@ -31,6 +31,10 @@ from captioner.cli.options import (
 from captioner.cli.prepare import add_prepare_arguments
 from captioner.errors import CaptionerError, ConfigError
 
+_FOLDERS = ("DIR", "FOLDER")
+_PATHS = (*_FOLDERS, "PATH", "FILE", "FILE|DIR", "MODEL", "OUTPUT", "CONFIG", "RUN")
+"""What the help calls arguments that name files or folders."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -81,7 +85,22 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
     Not so if there is a `--`: argparse would take what follows it for options.
     """
     parse = parser.parse_args if "--" in argv else parser.parse_intermixed_args
-    return parse(argv)
+    arguments = parse(argv)
+    for action in parser._actions:
+        if action.metavar in _PATHS:
+            value = getattr(arguments, action.dest, None)
+            names = _expand_home(value)
+            if isinstance(value, list):
+                names = [_expand_home(name) for name in value]
+            setattr(arguments, action.dest, names)
+    return arguments
+
+
+def _expand_home(path: Any) -> Any:
+    """Replace the `~` of `--output=~/captions.csv`, which shells leave alone."""
+    if isinstance(path, str) and path.startswith("~") and not os.path.lexists(path):
+        return os.path.expanduser(path)
+    return path
 
 
 def _fetch_models(arguments: argparse.Namespace) -> None:
@@ -231,7 +250,8 @@ class _PrintCompletion(argparse.Action):
             message = "--print-completion needs shtab: pip install 'captioner[completion]'"
             raise ConfigError(message) from None
         program, commands = build_parser()
-        paths = {**dict.fromkeys(("FILE", "PATH", "MODEL"), shtab.FILE), "DIR": shtab.DIRECTORY}
+        folders = dict.fromkeys(_FOLDERS, shtab.DIRECTORY)
+        paths = {**dict.fromkeys(_PATHS, shtab.FILE), **folders}
         for command in commands.values():
             for action in command._actions:
                 if isinstance(action.metavar, str) and action.metavar in paths:

@@ -28,12 +28,21 @@ NAME_KEYS = (
 ID_KEYS = ("image_id", "id", "cocoid", "imgid", "img_id")
 """Fields with an image's id, those that count first."""
 
+_SENTENCE_KEYS = ("raw", "caption", "text")  # of an object that holds one caption
 _SPLIT_KEYS = ("split", "subset", "partition")
 _CAPTION_KINDS = ("caption", "sentence", "comment", "text", "description", "raw")
 """Fields with captions; where a row has several kinds, the first counts."""
 
-CAPTION_FIELD = re.compile(rf"({'|'.join(_CAPTION_KINDS)})s?(_?\d+)?")
-_MISSING = frozenset({"nan", "none", "null", "<na>"})  # how tables write a missing value
+CAPTION_FIELD = re.compile(rf"({'|'.join(_CAPTION_KINDS)})s?([_.]?\d+)?")
+# How tables, pandas and spreadsheets write a missing value.
+_MISSING = frozenset(
+    {"nan", "-nan", "none", "null", "<na>", "na", "n/a", "#n/a", "#na", "nat", "undefined"}
+)
+_WRAPPED = re.compile(
+    r"(?:(?:np|numpy)\.)?(?:array|list|tuple)\((.*?)(?:,\s*dtype=[^,()]+)?\)", re.DOTALL
+)
+_BYTES = re.compile(r"b('.*'|\".*\")", re.DOTALL)
+_CUT_LIST = re.compile(r"""\[\s*(?:'[^']*'|"[^"]*")\s*,\s*['"][^\]]*""")
 
 
 @dataclass(frozen=True)
@@ -86,14 +95,18 @@ def id_key(image_id: object) -> str:
 
 
 def mend_text(text: str) -> str:
-    """Return a text with its undecodable bytes (surrogate escapes) read as Windows-1252."""
+    """Return a text with its undecodable bytes (surrogate escapes) read as Windows-1252.
+
+    Other lone surrogates, which JSON can hold and no file, become U+FFFD.
+    """
     if text.isascii():
         return text
-    return re.sub(
+    text = re.sub(
         "[\udc80-\udcff]",
         lambda match: bytes([ord(match[0]) - 0xDC00]).decode("cp1252", "replace"),
         text,
     )
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def field_key(name: str) -> str:
@@ -116,6 +129,9 @@ def read_entry(value: Any, place: str) -> Row:
     """Read one entry, whatever its fields are called."""
     if isinstance(value, str):
         return Row(place, value)
+    if isinstance(value, list) and len(value) > 1 and isinstance(value[0], str):
+        name, *texts = value  # ["a.jpg", "A dog."]
+        value = {"image": name, "captions": texts[0] if len(texts) == 1 else texts}
     if not isinstance(value, dict):
         return Row(place, error="expected an object with 'image', or a file name")
     record = {field_key(key): cell for key, cell in value.items() if isinstance(key, str)}
@@ -192,14 +208,14 @@ def _captions(value: Any) -> tuple[list[str], int]:
     if isinstance(value, str):
         if _is_missing(value):
             return [], 1
-        items = _parse_list(value)
-        return ([value], 0) if items is None else _captions(items)
+        content = _parse_cell(value.strip())
+        return ([value], 0) if content is None else _captions(content)
     if isinstance(value, dict):  # Karpathy's sentences; some copies of his files have words only
         if isinstance(value.get("tokens"), list) and "raw" not in value:
             return [" ".join(str(word) for word in value["tokens"])], 0
-        sentence = next((value[key] for key in ("raw", "caption", "text") if key in value), None)
-        if isinstance(sentence, str):
-            return [sentence], 0
+        key = next((key for key in _SENTENCE_KEYS if key in value), None)
+        if key is not None:
+            return _captions(value[key])
     if isinstance(value, list):
         captions: list[str] = []
         missing = 0
@@ -218,34 +234,74 @@ def _is_missing(text: str) -> bool:
     return text.strip().lower() in _MISSING
 
 
-def _parse_list(text: str) -> list[Any] | None:
-    """Return the captions in a cell that holds a list in JSON, or as Python or NumPy print it."""
-    text = text.strip()
-    if not (text.startswith("[") and text.endswith("]")):
+def _parse_cell(text: str) -> list[Any] | dict[str, Any] | None:
+    """Return what a cell holds in JSON, or as Python or NumPy print it; None if it is prose.
+
+    Raises:
+        ValueError: It holds a part of a list.
+    """
+    if wrapped := _WRAPPED.fullmatch(text):
+        text = wrapped[1].strip()
+    if _BYTES.fullmatch(text):
+        text = f"[{text}]"
+    if text[:1] + text[-1:] not in ("[]", "()", "{}"):
+        if _CUT_LIST.fullmatch(text):
+            raise ValueError("a list of captions that has lost its end")
         return None
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         content = _parse_printed(text)
-    if isinstance(content, list) and all(item is None or isinstance(item, str) for item in content):
-        return content
-    return None
+    if isinstance(content, dict) and not any(key in content for key in (*_SENTENCE_KEYS, "tokens")):
+        return None
+    if (
+        isinstance(content, list)
+        and content
+        and all(type(item) in (int, float) for item in content)
+    ):
+        return None  # a footnote, [1]
+    return content if isinstance(content, (list, dict)) else None
 
 
-def _parse_printed(text: str) -> list[Any] | None:
-    """Read `['a dog', "it's", None]`; NumPy leaves out the commas. Nothing is evaluated."""
+def _parse_printed(text: str) -> Any:
+    """Read `['a dog', "it's", None]`; NumPy leaves out the commas. Nothing is evaluated.
+
+    Raises:
+        ValueError: The list was printed in part.
+    """
     items: list[Any] = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.STRING:
+                item = ast.literal_eval(token.string)
+                items.append(item.decode("utf-8", "replace") if isinstance(item, bytes) else item)
+            elif token.type == tokenize.NUMBER:
                 items.append(ast.literal_eval(token.string))
-            elif token.string in ("None", "nan"):
+            elif token.string in ("None", "nan", "NaN", "NA"):
                 items.append(None)
-            elif token.string.strip() not in ("[", "]", ",", ""):
-                return None
+            elif token.string == "..." and items:
+                raise _CutError
+            elif token.string.strip() not in (*"[](){},<>", ""):
+                return _parse_literal(text)
+    except _CutError:
+        raise ValueError("a list of captions that was printed with '...', not in full") from None
     except (tokenize.TokenError, SyntaxError, ValueError):
         return None
     return items
+
+
+class _CutError(Exception):
+    """A list of which a part is missing."""
+
+
+def _parse_literal(text: str) -> Any:
+    """Read `[{'raw': 'A dog.', 'tokens': ['a', 'dog']}]`; None if the text is something else."""
+    if "{" not in text[:2]:
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def some(names: Iterable[object], shown: int = 3) -> str:

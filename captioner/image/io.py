@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.errors import ImageError
+from captioner.image.foreign import describe_foreign_file
 from captioner.image.pixels import grey_16_to_8_bits, upright_rgb
 from captioner.image.salvage import count_scans, has_plain_edge, with_tails, without_metadata
 
@@ -250,33 +251,10 @@ def _identify(stream: IO[bytes]) -> Image.Image:
             failure.__cause__ = error
     if failure is not None:
         raise failure
-    if prefix[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
-        raise ImageError("a HEIC photo needs one more package: pip install pillow-heif")
     stream.seek(0)
     if foreign := describe_foreign_file(stream.read(512)):
         raise ImageError(foreign)
     raise ImageError("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF)")
-
-
-def describe_foreign_file(head: bytes) -> str | None:
-    """Say what a file of another kind is and what to do about it; None if unknown.
-
-    Args:
-        head: Its first 512 bytes.
-    """
-    if head.startswith(b"version https://git-lfs.github.com/"):
-        return "a Git LFS pointer, not the file itself: run `git lfs pull` to get it"
-    if head.startswith(b"PK\3\4"):
-        return "a zip archive (or an Excel workbook): unpack it, or save the sheet as CSV"
-    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
-        return "a compressed file: unpack it first"
-    if head[257:262] == b"ustar":
-        return "a tar archive: unpack it, or give it the ending .tar to caption the images in it"
-    if head.startswith(b"PAR1"):
-        return "a Parquet table: `captioner caption` reads it if its name ends in .parquet"
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8")):
-        return "an image, not a list of images"
-    return None
 
 
 class _DamagedError(ImageError):

@@ -6,6 +6,7 @@ A field's type says what it may hold: its limits (`Annotated[int, Range(1)]`), t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -113,6 +114,8 @@ def apply_override(cls: type, values: dict[str, Any], override: str) -> None:
         node = child
     try:
         node[last] = _override_value(_key_type(cls, key), text)
+    except ConfigError as error:
+        raise ConfigError(f"override {override!r}: {error}") from None
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
 
@@ -138,9 +141,16 @@ def _override_value(hint: Any, text: str) -> Any:
     if typing.get_origin(hint) in (Union, types.UnionType):
         if text in ("", "~", "null", "Null", "NULL"):
             return None
+        if text in ("None", "none"):
+            raise ConfigError(f"write null for no value, or ./{text} for a file of that name")
         (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
     if hint is str or (typing.get_origin(hint) is Literal and text in typing.get_args(hint)):
         return text  # YAML would cut "runs/exp #3" at the comment and read 001 as a number
+    if hint in (int, float):  # YAML would read 010 as 8 and 1:30 as 90
+        if re.fullmatch(r"[+-]?\d[\d_]*", text):
+            return int(text)
+        if ":" in text:
+            return text
     *_, last, _end = yaml.scan(text)
     if last.end_mark.index < len(text.rstrip()):  # YAML would ignore a comment
         return text
@@ -151,8 +161,10 @@ def _expand_path(path: str, where: str) -> str:
     """Replace a leading `~` and environment variables in a path.
 
     Raises:
-        ConfigError: There is no such variable or home directory.
+        ConfigError: It is empty, or there is no such variable or home directory.
     """
+    if not path.strip():
+        raise ConfigError(f"{where} is empty: name a file or folder (. is the working directory)")
     expanded = os.path.expanduser(os.path.expandvars(path))
     unset = re.search(r"\$(\w+|\{\w+\})", expanded)
     if unset and unset[0] in path:
@@ -195,10 +207,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError, OverflowError):
+            if math.isfinite(value := float(value)):
+                return value
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ConfigError(f"{where} must be {hint.__name__}; got {value!r}")

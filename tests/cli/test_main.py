@@ -155,6 +155,21 @@ def test_train(photos, capsys, monkeypatch):
     assert cli.main(["train", "none.yaml"]) == 2
 
 
+def test_home_is_expanded_where_a_shell_leaves_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # of Windows
+    monkeypatch.chdir(tmp_path)
+    _, commands = cli.build_parser()
+    argv = ["~/a.jpg", "--output=~/x.csv", "--model=~/m", "--attention=~", "--ban=~", "-m", "a~"]
+    arguments = cli._parse(commands["caption"], argv)
+    assert arguments.paths == [str(tmp_path / "a.jpg")]
+    assert arguments.output == str(tmp_path / "x.csv")
+    assert arguments.model == [str(tmp_path / "m"), "a~"]
+    assert (arguments.attention, arguments.ban) == (str(tmp_path), ["~"])
+    (tmp_path / "~").mkdir()
+    assert cli._parse(commands["caption"], ["~"]).paths == ["~"]  # it is there
+
+
 def test_completion_of_a_shell(monkeypatch, capsys):
     pytest.importorskip("shtab")
     assert cli.main(["--print-completion", "zsh"]) == 0

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from captioner.batch.sources import open_sources
 from captioner.data.annotations import ImageFinder, read_captions
-from captioner.data.fields import coco_image_id, id_key, read_entry
+from captioner.data.fields import _is_missing, coco_image_id, id_key, read_entry
 from captioner.data.records import read_rows, read_text
 from captioner.errors import DataError
 from captioner.evaluation.results import match_results, read_results
 from captioner.prepare.custom import read_table
 
 CAPTIONS = {"a.jpg": "A dog, asleep.", "b.jpg": "A cat."}
+TEXTS = dict(enumerate(CAPTIONS.values()))
 OBJECTS = [{"image": name, "caption": text} for name, text in CAPTIONS.items()]
 HUGGING_FACE = [{"file_name": name, "text": text} for name, text in CAPTIONS.items()]
 BLIP = [{"caption": [text], "image": name, "image_id": name[0]} for name, text in CAPTIONS.items()]
@@ -67,6 +68,17 @@ FORMS = {
     "ours.txt": "a.jpg\tA dog, asleep.\nb.jpg\tA cat.\n",
     "ours.csv": 'image,id,caption,score,error,caption_2\na.jpg,,"A dog, asleep.",-1,,\n'
     "b.jpg,,A cat.,-1,,\n",
+    "spaced.csv": 'image, caption\na.jpg, "A dog, asleep."\nb.jpg, A cat.\n',
+    "pairs.json": json.dumps([list(pair) for pair in CAPTIONS.items()]),
+    "appended.jsonl": "\ufeff".join(map(json.dumps, [*OBJECTS])).replace("}\ufeff", "}\n\ufeff"),
+    "lists.jsonl": "".join(json.dumps([entry]) + "\n" for entry in OBJECTS),
+    "columns.json": json.dumps({"image": dict(enumerate(CAPTIONS)), "caption": TEXTS}),
+    "series.json": json.dumps({"image": list(CAPTIONS), "caption": list(TEXTS.values())}),
+    "split.json": json.dumps(
+        {"columns": ["image", "caption"], "index": [0, 1], "data": list(CAPTIONS.items())}
+    ),
+    "table.json": json.dumps({"schema": {"fields": []}, "data": OBJECTS}),
+    "annotations.json": json.dumps({"annotations": OBJECTS}),
     "pandas.csv": "image,captions\na.jpg,\"['A dog, asleep.']\"\nb.jpg,['A cat.']\n",
 }
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
@@ -147,7 +159,7 @@ def test_cells_may_be_long(write):
     assert row.captions == (text.strip(),)
 
 
-@pytest.mark.parametrize("missing", ["nan", "NaN", "None", "null", "<NA>"])
+@pytest.mark.parametrize("missing", ["nan", "NaN", "None", "null", "<NA>", "N/A", "#N/A", "NA"])
 def test_missing_captions_are_counted_and_not_trained_on(write, missing, caplog):
     path = write("a.csv", f"image,caption\na.jpg,{missing}\na.jpg,A dog\nb.jpg,{missing}\n")
     with caplog.at_level(logging.WARNING):
@@ -164,11 +176,47 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 @given(st.lists(texts, min_size=1, max_size=4))
 def test_lists_in_cells_as_json_python_and_numpy_write_them(captions):
-    expected = [c for c in captions if c.strip().lower() not in ("nan", "none", "null", "<na>")]
+    expected = [caption for caption in captions if not _is_missing(caption)]
     printed = np.array(captions, dtype=object)
     for cell in (json.dumps(captions), str(captions), np.array2string(printed, threshold=9)):
         row = read_entry({"image": "a.jpg", "captions": cell}, "here")
         assert list(row.captions) == expected
+
+
+@pytest.mark.parametrize(
+    ("cell", "captions"),
+    [
+        ("('a dog', 'b')", ["a dog", "b"]),
+        ("{'a dog', \"it's\"}", ["a dog", "it's"]),
+        ("array(['a dog', 'b'], dtype=object)", ["a dog", "b"]),
+        ("np.array(['a dog'])", ["a dog"]),
+        ("[b'a dog']", ["a dog"]),
+        ("b'a dog'", ["a dog"]),
+        ("[{'raw': 'A dog.', 'tokens': ['a', 'dog'], 'imgid': 0}]", ["A dog."]),
+        ('{"raw": "A dog."}', ["A dog."]),
+        ("[<NA>, 'a dog']", ["a dog"]),
+    ],
+)
+def test_other_collections_in_cells(cell, captions):
+    assert list(read_entry({"image": "a.jpg", "caption": cell}, "here").captions) == captions
+
+
+@pytest.mark.parametrize("cell", ["['a' 'b' ... 'z']", "['a', ...]", "['a dog', 'a b", "['a', 1]"])
+def test_a_list_of_which_a_part_is_missing_is_no_caption(cell):
+    row = read_entry({"image": "a.jpg", "caption": cell}, "here")
+    assert row.error
+    assert not row.captions
+
+
+def test_columns_of_the_same_name_are_all_read(write):
+    for names in ("caption,caption", "caption,caption.1", "text,text_2"):
+        (row,) = read_rows(write("a.csv", f"image,{names}\na.jpg,A dog,A cat\n"))
+        assert row.captions == ("A dog", "A cat")
+
+
+def test_half_a_character_in_json_is_replaced(write):
+    (row,) = read_rows(write("a.jsonl", r'{"image": "a.jpg", "caption": "a \ud83d"}' + "\n"))
+    assert row.captions == ("a \ufffd",)
 
 
 @pytest.mark.parametrize(
@@ -272,10 +320,11 @@ def test_byte_order_marks_are_told_apart(write):
     assert [row.image for row in read_rows(path)] == ["a.jpg", "b.jpg"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf_16_without_a_mark(write, encoding):
-    rows = list(read_rows(write("captions.csv", "image,caption\na.jpg,Ein Hütchen\n", encoding)))
-    assert [(row.image, row.captions) for row in rows] == [("a.jpg", ("Ein Hütchen",))]
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["Ein Hütchen", "红色的圆形" * 40])
+def test_wide_characters_without_a_mark(write, encoding, text):
+    rows = list(read_rows(write("captions.csv", f"image,caption\na.jpg,{text}\n", encoding)))
+    assert [(row.image, row.captions) for row in rows] == [("a.jpg", (text,))]
 
 
 @pytest.mark.parametrize("end", ["", 'd.jpg,He said "no"\n'])
