@@ -29,6 +29,7 @@ from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess
 from captioner.models.caption_model import CaptionModel
 from captioner.models.encoder import Encoder
+from captioner.models.fuse_bn import fuse_bn
 from captioner.tokenizer import Vocabulary, tokenize
 from captioner.utils.device import autocast
 
@@ -173,13 +174,13 @@ def build_datasets(
     if cached:
         assert data.cache is not None
         fingerprint = _fingerprint(encoder)
+        fused = fuse_bn(encoder)
 
         def extract(images: Tensor) -> list[Tensor]:
             images = images.contiguous(memory_format=torch.channels_last)
             with autocast(device, config.optim.precision):
-                return encoder.forward_features(images)
+                return fused.forward_features(images)
 
-        encoder.eval()
         train_cache, val_cache = (
             build_features(
                 data.cache,
