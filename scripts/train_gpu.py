@@ -40,14 +40,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder with flickr8k/ and coco/")
     parser.add_argument("minutes", type=float, help="for everything")
-    parser.add_argument("out", type=Path, nargs="?", default=Path("runs/gpu"))
-    parser.add_argument("--device", default="auto", help="cpu to try the script")
-    parser.add_argument("--limit", type=int, help="training images of every run, to try the script")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("overrides", nargs="*", help="KEY=VALUE for all recipes")
     arguments = parser.parse_args()
     started = time.monotonic()
-    common = [f"data.root={arguments.root}", f"device={arguments.device}", "log.every=10"]
-    if arguments.limit:
-        common += [f"data.limit={arguments.limit}", f"validation.limit={arguments.limit}"]
+    common = [f"data.root={arguments.root}", "log.every=10", *arguments.overrides]
     out: Path = arguments.out
     (out / "best").mkdir(parents=True, exist_ok=True)
 

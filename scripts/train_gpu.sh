@@ -2,8 +2,9 @@
 # Trains the kind of model that ships, on one GPU, in a given number of minutes: several runs side by
 # side by cross-entropy, then self-critical runs from the best of them. Needs `pip install '.[lite]'`.
 #
-#   scripts/train_gpu.sh FOLDER MINUTES [OUT]    FOLDER holds flickr8k/ and coco/ (see
-#                                                configs/flickr8k.yaml); OUT is runs/gpu by default
+#   scripts/train_gpu.sh FOLDER MINUTES OUT [KEY=VALUE ...]
+#
+# FOLDER holds flickr8k/ and coco/ (see configs/flickr8k.yaml); KEY=VALUE override all recipes.
 #
 # If FOLDER also holds texts.txt.gz (one sentence a line), one run learns to write from it first.
 # scripts/pack_images.py makes FOLDER small, to carry it to another machine.

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from captioner.metrics.coco_categories import word_class
 from captioner.metrics.ngrams import Words
 from captioner.tokenizer import tokenize
 from captioner.utils.formatting import json_value, number, percent
@@ -33,6 +34,8 @@ class Diversity:
         vocabulary: Distinct words in all captions.
         mean_length: Mean number of words per caption.
         lengths: How many captions have how many words.
+        repeating: How many captions use a word twice that is no function word ("a girl in a blue
+            shirt is wearing a blue shirt"; English).
         copied: Share of captions that are, word for word, a caption of the training set; None
             without a training set.
         rare_expected: Rare words that people agree on, summed over images: at least two references
@@ -49,6 +52,7 @@ class Diversity:
     vocabulary: int
     mean_length: float
     lengths: dict[int, int]
+    repeating: int
     copied: float | None
     rare_expected: int
     rare_recalled: float
@@ -66,6 +70,7 @@ class Diversity:
             ("vocabulary used", f"{self.vocabulary:,} words"),
             ("distinct-1, -2", f"{number(self.distinct1, '.3f')}, {number(self.distinct2, '.3f')}"),
             ("used only once", f"{percent(self.distinct_captions)} of the captions"),
+            ("repeat a word", f"{self.repeating:,} captions"),
             ("rare words named", f"{percent(self.rare_recalled)} of {self.rare_expected:,}"),
         ]
         if self.copied is not None:
@@ -101,6 +106,7 @@ def measure_diversity(
         vocabulary=len(words),
         mean_length=_share(words.total(), len(given)),
         lengths=dict(sorted(Counter(map(len, given)).items())),
+        repeating=sum(map(_repeats, given)),
         copied=None if training is None else _share(sum(c in training for c in given), len(given)),
         rare_expected=expected,
         rare_recalled=_share(recalled, expected),
@@ -110,6 +116,12 @@ def measure_diversity(
 def training_captions(captions: Iterable[str]) -> frozenset[tuple[str, ...]]:
     """Return the captions of a training set as words, to find copies of them."""
     return frozenset(tuple(tokenize(caption)) for caption in captions)
+
+
+def _repeats(words: Words) -> bool:
+    """Return whether a caption uses a word twice that is no function word."""
+    counts = Counter(word for word in words if word_class(word) != "function")
+    return max(counts.values(), default=0) > 1
 
 
 def _rare_words(

@@ -31,6 +31,12 @@ def test_distinct_words_and_pairs():
     assert found.copied is None
 
 
+def test_captions_that_repeat_a_word():
+    """Function words may come twice."""
+    captions = split("a dog and a dog", "a man in a hat", "a white dog on white snow")
+    assert measure_diversity(captions, REFERENCES).repeating == 2
+
+
 def test_pairs_do_not_cross_captions():
     assert measure_diversity(split("a", "b"), REFERENCES[:2]).to_dict()["distinct2"] is None
 
