@@ -175,6 +175,11 @@ class LossConfig:
     cross_entropy: NotNegative = 0.0
     """Only for `self_critical`: weight of the cross-entropy of the references that is added to the
     reward's loss, so that the model does not forget words that few captions use."""
+    teachers: tuple[FilePath, ...] = ()
+    """Models of the same vocabulary whose mean word probabilities are imitated (distillation), in
+    training by cross-entropy."""
+    distillation: Share = 0.5
+    """Share of the word loss that imitates `teachers` and not the references."""
     label_smoothing: ShareBelowOne = 0.1
     scheduled_sampling: Share = 0.0
     """Share of the words read that are drawn from the model instead of the true ones (Bengio et

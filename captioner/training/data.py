@@ -173,7 +173,7 @@ def build_datasets(
     train_cache = val_cache = None
     if cached:
         assert data.cache is not None
-        fingerprint = _fingerprint(encoder)
+        fingerprint = trunk_fingerprint(encoder)
         fused = fuse_bn(encoder)
 
         def extract(images: Tensor) -> list[Tensor]:
@@ -214,7 +214,7 @@ def build_datasets(
     return TrainingData(dataset, val, val_cache, preprocess)
 
 
-def _fingerprint(encoder: Encoder) -> str:
+def trunk_fingerprint(encoder: Encoder) -> str:
     """Return a hash of the trunk: its name, stages and weights."""
     digest = hashlib.sha256(f"{encoder.config.name} {encoder.config.strides}".encode())
     for name, tensor in sorted(encoder.backbone.state_dict().items()):

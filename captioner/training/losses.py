@@ -17,7 +17,7 @@ from torch import Tensor
 
 from captioner.config import LossConfig
 from captioner.models.attention import map_entropy
-from captioner.models.decoder import DecoderOutput
+from captioner.models.decoder import IGNORED, DecoderOutput
 from captioner.training.distributed import sum_over_ranks
 
 
@@ -54,7 +54,10 @@ class Losses(NamedTuple):
 
 
 def caption_losses(
-    result: DecoderOutput, config: LossConfig, counts: BatchCounts | None = None
+    result: DecoderOutput,
+    config: LossConfig,
+    counts: BatchCounts | None = None,
+    wanted: Tensor | None = None,
 ) -> Losses:
     """Compute the cross-entropy and the losses of the attention.
 
@@ -62,16 +65,22 @@ def caption_losses(
         result: Of a teacher-forced pass.
         config: The weights.
         counts: Of the global batch; None if this is all of it.
+        wanted: (M, V) word probabilities of teachers, which take `config.distillation` of the place
+            of the references' words.
 
     Returns:
-        Losses with the parts `cross_entropy` (per token, with label smoothing, in nats), and those
-        of `attention_losses`.
+        Losses with the parts `cross_entropy` (per token, with label smoothing, in nats),
+        `imitation` if there are teachers, and those of `attention_losses`.
     """
     counts = counts or BatchCounts.of(result.mask.sum(-1))
-    cross_entropy = word_loss(result, config, counts)
+    words = cross_entropy = word_loss(result, config, counts)
+    parts = {"cross_entropy": cross_entropy.detach()}
+    if wanted is not None:
+        imitation = imitation_loss(result, wanted, counts)
+        words = (1 - config.distillation) * cross_entropy + config.distillation * imitation
+        parts["imitation"] = imitation.detach()
     attention = attention_losses(result.attention, result.mask, config, counts)
-    parts = {"cross_entropy": cross_entropy.detach(), **attention.parts}
-    return Losses(cross_entropy + attention.total, parts)
+    return Losses(words + attention.total, {**parts, **attention.parts})
 
 
 def word_loss(result: DecoderOutput, config: LossConfig, counts: BatchCounts) -> Tensor:
@@ -83,6 +92,12 @@ def word_loss(result: DecoderOutput, config: LossConfig, counts: BatchCounts) ->
         reduction="sum",
     )
     return total / counts.tokens
+
+
+def imitation_loss(result: DecoderOutput, wanted: Tensor, counts: BatchCounts) -> Tensor:
+    """Return the cross-entropy of probabilities that are wanted (M, V), per token, in nats."""
+    per_word = -(wanted * result.logits.float().log_softmax(-1)).sum(-1)  # (M,)
+    return (per_word * (result.targets != IGNORED)).sum() / counts.tokens
 
 
 def attention_losses(

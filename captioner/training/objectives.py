@@ -28,6 +28,7 @@ from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.models.caption_model import CaptionModel
 from captioner.models.decoder import DecoderOutput
 from captioner.tokenizer import Vocabulary
+from captioner.training.distillation import Teachers
 from captioner.training.distributed import sum_over_ranks
 from captioner.training.losses import (
     BatchCounts,
@@ -52,7 +53,12 @@ class Objective(nn.Module):
         preprocess: Normalizes images.
         config: The weights of the loss.
         total_steps: Of the training; scheduled sampling rises to its full rate over them.
+
+    Attributes:
+        teachers: Models to imitate, or None.
     """
+
+    teachers: Teachers | None = None
 
     def __init__(
         self, model: CaptionModel, preprocess: Preprocess, config: LossConfig, total_steps: int
@@ -75,7 +81,15 @@ class Objective(nn.Module):
             counts: Of the global batch.
             step: Of the training; it seeds sampled sentences and schedules scheduled sampling.
         """
-        return caption_losses(self.teacher_forced(batch, step), self.config, counts)
+        result = self.teacher_forced(batch, step)
+        wanted = None
+        if self.teachers is not None:
+            static = len(result.targets) == result.mask.numel()
+            inputs = self.inputs(batch)
+            wanted = self.teachers.probabilities(
+                inputs, batch.captions, batch.lengths, static=static
+            )
+        return caption_losses(result, self.config, counts, wanted)
 
     def teacher_forced(self, batch: CaptionBatch, step: int) -> DecoderOutput:
         """Run the model over the reference captions."""
@@ -334,6 +348,7 @@ def build_objective(
     config: Config,
     data: CaptionDataset,
     total_steps: int,
+    teachers: Teachers | None = None,
 ) -> Objective:
     """Build the objective that a recipe names.
 
@@ -343,7 +358,13 @@ def build_objective(
     hard = config.model.attention.mode == "hard"
     if config.loss.objective == "cross_entropy":
         kind = HardAttention if hard else Objective
-        return kind(model, preprocess, config.loss, total_steps)
+        objective = kind(model, preprocess, config.loss, total_steps)
+        if hard and teachers is not None:
+            raise ConfigError("loss.teachers need model.attention.mode=soft")
+        objective.teachers = teachers
+        return objective
+    if teachers is not None:
+        raise ConfigError("loss.teachers are for loss.objective=cross_entropy")
     if hard:
         raise ConfigError("loss.objective=self_critical needs model.attention.mode=soft")
     references = [captions for captions in data.references() if captions]

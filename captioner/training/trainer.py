@@ -35,6 +35,7 @@ from captioner.training.data import (
     preprocess_of,
     read_examples,
 )
+from captioner.training.distillation import load_teachers
 from captioner.training.distributed import gather, rank, replicate, sum_over_ranks, world_size
 from captioner.training.language import pretrain, read_texts
 from captioner.training.log import AverageMeter, RunLog, training_record
@@ -120,8 +121,15 @@ class Trainer:
 
         # Objective and optimizer
         self.total_steps = config.optim.epochs * len(self.sampler)
+        teachers = load_teachers(
+            config.loss.teachers,
+            self.vocabulary,
+            self.preprocess,
+            None if self.data.train.cache is None else self.model.encoder,
+            self.device,
+        )
         self.objective = build_objective(
-            self.model, self.preprocess, config, self.data.train, self.total_steps
+            self.model, self.preprocess, config, self.data.train, self.total_steps, teachers
         ).to(self.device)
         self.replicated = replicate(self.objective)
         self.optimizer = build_optimizer(self.model, config.optim)
