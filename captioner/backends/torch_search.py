@@ -112,6 +112,7 @@ class DeviceSearch:
         ready = self._ready(kind, memory, options)
         search = ready.search
         if ready.used and memory.values.device.type == "cuda":
+            search.rows.time.zero_()  # the steps of the capture write where the last batch stopped
             search.repeated.capture()
         ready.used = True
         if isinstance(search, DeviceSampling):
