@@ -206,8 +206,8 @@ class Captioner:
             workers: Threads that read; None takes one per CPU core, at most 8.
             on_error: `yield` gives a `Failure` in the image's place, `raise` raises.
             **options: Fields of `captioner.decoding.options.DecodingOptions`: `beam`,
-                `num_captions`, `max_length`, `length_penalty`, `sample`, ...; and the words `ban`
-                and `require` of `decoding_options`.
+                `num_captions`, `max_length`, `length_penalty`, `sample`, ...; and the words `ban`,
+                `require` and `prefix` of `decoding_options`.
 
         Yields:
             One result per image, in order.

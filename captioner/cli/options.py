@@ -192,6 +192,7 @@ def _add_search_arguments(parser: argparse.ArgumentParser, num_captions: bool = 
     add("--no-repeat-ngram", type=_positive, metavar="N", help="no N words in a row occur twice")
     add("--ban", action="append", metavar="WORD", help="never use this word; repeatable")
     add("--require", action="append", metavar="WORD", help="always use this word; repeatable")
+    add("--prefix", metavar="TEXT", help="begin every caption with these words")
     add(
         "--diverse",
         dest="groups",

@@ -1,4 +1,4 @@
-"""Forbid words: set the log-probabilities of what must not follow to -inf.
+"""Force and forbid words: set the log-probabilities of what must not follow to -inf.
 
 One function serves every search. It needs only the sentences so far and the log-probabilities of
 their next words, and keeps no state.
@@ -17,13 +17,19 @@ from captioner.tokenizer import Vocabulary
 
 
 def constrain(words: np.ndarray, log_probs: np.ndarray, options: DecodingOptions) -> None:
-    """Forbid what the options forbid, in place.
+    """Forbid what the options forbid, in place; within the prefix, all but its next word.
 
     Args:
         words: (B, K, T) ids so far, without START.
         log_probs: (B, K, V) of the next word.
-        options: Banned words, lengths, n-grams that must not repeat, required words.
+        options: Prefix, banned words, lengths, n-grams that must not repeat, required words.
     """
+    if words.shape[-1] < len(options.prefix_ids):
+        forced = options.prefix_ids[words.shape[-1]]
+        kept = log_probs[..., forced].copy()
+        log_probs[...] = -np.inf
+        log_probs[..., forced] = kept
+        return
     log_probs[..., forbidden_ids(options)] = -np.inf
     if words.shape[-1] < options.min_length:
         log_probs[..., Vocabulary.END] = -np.inf
@@ -64,11 +70,13 @@ def check_vocabulary(options: DecodingOptions, size: int) -> bool:
         repeat use up a small vocabulary.
 
     Raises:
-        ConfigError: All words are banned, or a required id is not in the vocabulary.
+        ConfigError: All words are banned, or an id of the options is not in the vocabulary.
     """
     free = size - len({*forbidden_ids(options), Vocabulary.END})
     if free <= 0:
         raise ConfigError("every word is banned")
-    if max(options.required, default=0) >= size:
-        raise ConfigError(f"a required id is outside the vocabulary of {size} entries")
+    if max((*options.required, *options.prefix_ids), default=0) >= size:
+        raise ConfigError(
+            f"a required id or one of the prefix is outside the vocabulary of {size} entries"
+        )
     return options.no_repeat_ngram > 0 and free <= options.max_length

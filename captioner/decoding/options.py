@@ -44,6 +44,8 @@ class DecodingOptions:
             the others (minimum Bayes risk, `captioner.decoding.mbr`); 0 for none.
         banned: Ids that are never produced; PAD and START never are in any case.
         required: Ids that every sentence contains (constrained beam search).
+        prefix_ids: Ids that every sentence begins with, in this order. The model scores them like
+            all words; lengths count them, and only later words must not repeat n-grams.
 
     Raises:
         ConfigError: A value is impossible, or two contradict each other.
@@ -65,6 +67,7 @@ class DecodingOptions:
     mbr: int = 0
     banned: Sequence[int] = SPECIALS
     required: Sequence[int] = ()
+    prefix_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         for wrong, message in self._contradictions():
@@ -89,10 +92,14 @@ class DecodingOptions:
         yield bool(required & {*SPECIALS, Vocabulary.END}), "a special token cannot be required"
         yield bool(required & set(self.banned)), "the same word is banned and required"
         yield Vocabulary.END in self.banned, "END cannot be banned: max_length limits sentences"
-        yield (
-            len(required) > longest,
-            f"{len(required)} required words do not fit into max_length {longest}",
-        )
+        prefix = self.prefix_ids
+        yield bool({*prefix} & {*SPECIALS, Vocabulary.END}), "a special token cannot be in a prefix"
+        yield bool({*prefix} & set(self.banned)), "the same word is banned and in the prefix"
+        room, later = longest - len(prefix), required - {*prefix}
+        fits = f"do not fit into max_length {longest}"
+        yield room < 0, f"the {len(prefix)} words of the prefix {fits}"
+        after = " after the prefix" if prefix else ""
+        yield len(later) > room, f"{len(later)} required words {fits}{after}"
         yield not 0 < self.temperature < math.inf, f"temperature {self.temperature} is not above 0"
         yield not 0 < self.top_p <= 1, f"top_p {self.top_p} is not above 0 and at most 1"
         wanted = self.candidates
@@ -158,8 +165,10 @@ class OptionArguments(TypedDict, total=False):
     mbr: int
     banned: Sequence[int]
     required: Sequence[int]
+    prefix_ids: Sequence[int]
     ban: Iterable[str]
     require: Iterable[str]
+    prefix: str
 
 
 class CallArguments(OptionArguments, total=False):
@@ -169,17 +178,23 @@ class CallArguments(OptionArguments, total=False):
     workers: int | None
 
 
+_ID_OPTIONS = ("banned", "required", "prefix_ids")
 OPTION_NAMES = tuple(
-    field.name for field in fields(DecodingOptions) if field.name not in ("banned", "required")
+    field.name for field in fields(DecodingOptions) if field.name not in _ID_OPTIONS
 )
 """The options that take numbers, as in Python, on the command line and in results files."""
-WORD_OPTIONS = ("ban", "require")
+WORD_OPTIONS = ("ban", "require", "prefix")
 """The options that take words, which `decoding_options` turns into ids."""
 _ALSO_CALLED = {"diverse": "groups", "captions": "num_captions", "n": "num_captions"}
 
 
 def decoding_options(
-    vocabulary: Vocabulary, *, ban: Iterable[str] = (), require: Iterable[str] = (), **options: Any
+    vocabulary: Vocabulary,
+    *,
+    ban: Iterable[str] = (),
+    require: Iterable[str] = (),
+    prefix: str = "",
+    **options: Any,
 ) -> DecodingOptions:
     """Make decoding options, with words instead of ids.
 
@@ -187,11 +202,12 @@ def decoding_options(
         vocabulary: The model's vocabulary.
         ban: Words that no sentence contains; one that the model does not know changes nothing.
         require: Words that every sentence contains.
+        prefix: Text that every sentence begins with; empty for none.
         **options: Further fields of `DecodingOptions`.
 
     Raises:
         ConfigError: An option is unknown, impossible or contradicts another; a word is not a single
-            word, is not known to the model, or is both banned and required.
+            word, is not known to the model, or is banned and required or in the prefix.
     """
     known = [field.name for field in fields(DecodingOptions)]
     for name in options:
@@ -202,20 +218,28 @@ def decoding_options(
             raise ConfigError(f"unknown decoding option {name!r}: {hint}")
     if isinstance(ban, str) or isinstance(require, str):
         raise ConfigError("ban and require take lists of words, not one text")
+    if not isinstance(prefix, str):
+        raise ConfigError("prefix takes one text, not a list of words")
     banned = [word for word in map(_one_word, ban) if word in vocabulary]
     required = list(dict.fromkeys(map(_one_word, require)))
-    for word in required:
+    begun = tokenize(prefix)
+    if prefix.strip() and not begun:
+        raise ConfigError(f"the prefix {prefix!r} has no words")
+    checks = [(word, f"the required word {word!r}", "required") for word in required]
+    checks += [(word, f"the word {word!r} of the prefix", "in the prefix") for word in begun]
+    for word, name, place in checks:
         if word not in vocabulary:
             near = difflib.get_close_matches(word, vocabulary.words, 3, 0.6)
             hint = f"; near: {', '.join(near)}" if near else ""
-            raise ConfigError(f"the model does not know the required word {word!r}{hint}")
+            raise ConfigError(f"the model does not know {name}{hint}")
         if word in banned:
-            raise ConfigError(f"the word {word!r} is banned and required")
+            raise ConfigError(f"the word {word!r} is banned and {place}")
     return DecodingOptions(
         **{
             **options,
             "banned": (*options.get("banned", SPECIALS), *vocabulary.encode(banned)),
             "required": (*options.get("required", ()), *vocabulary.encode(required)),
+            "prefix_ids": (*options.get("prefix_ids", ()), *vocabulary.encode(begun)),
         }
     )
 

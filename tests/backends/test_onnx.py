@@ -274,7 +274,12 @@ def test_captions_equal_those_of_pytorch(model, export, photos):
     assert ours.backend.name == "onnx"
     theirs = Captioner.from_pretrained(model, precision="fp32")
     assert theirs.backend.name == "torch"
-    for options in ({}, {"beam": 5, "num_captions": 3, "groups": 1}, {"sample": True, "seed": 1}):
+    for options in (
+        {},
+        {"beam": 5, "num_captions": 3, "groups": 1},
+        {"sample": True, "seed": 1},
+        {"prefix": "two cat", "num_captions": 2},
+    ):
         results = zip(ours.stream(files, **options), theirs.stream(files, **options), strict=True)
         for one, other in results:
             assert one.text == other.text

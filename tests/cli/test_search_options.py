@@ -47,6 +47,14 @@ def test_words_are_banned_and_required(rows):
         assert missing in row["words"]
 
 
+def test_captions_begin_with_the_prefix(rows):
+    for options in ((), ("--sample",), ("--beam", 1), ("--diverse", 2, "--num-captions", 2)):
+        for row in rows("--max-length", 6, "--prefix", "Two red", *options):
+            assert row["words"][:2] == ["two", "red"]
+            assert row["caption"].startswith("two red")
+            assert len(row["log_probs"]) == len(row["words"]) + row["finished"]
+
+
 def test_samples_depend_on_the_seed_not_on_the_batch(rows):
     options = ("--sample", "--num-captions", 3, "--max-length", 5, "--top-p", 0.9)
 
@@ -102,6 +110,7 @@ def evaluated(model, photos, tmp_path, capsys):
         ("--sample", "--seed", 5, "--temperature", 1.5, "--top-k", 9, "--top-p", 0.9, "--mbr", 3),
         ("--diverse", 2, "--beam", 4, "--no-repeat-ngram", 1, "--length-penalty", "average"),
         ("--ban", "red", "--ban", "cat", "--require", "dog", "--min-length", 3),
+        ("--prefix", "two blue"),
     ],
 )
 def test_evaluation_searches_as_captioning_does(rows, evaluated, options):
@@ -111,15 +120,21 @@ def test_evaluation_searches_as_captioning_does(rows, evaluated, options):
 
 
 def test_scoring_a_file_takes_no_search(capsys):
-    for option in (("--diverse", "2"), ("--require", "dog"), ("--seed", "0"), ("--sample",)):
+    for option in (
+        *(("--diverse", "2"), ("--require", "dog"), ("--prefix", "a dog")),
+        *(("--seed", "0"), ("--sample",)),
+    ):
         assert cli.main(["evaluate", "--captions", "a", "--results", "b", *option]) == 2
         assert f"{option[0]} is for scoring a model" in capsys.readouterr().err
 
 
-def test_unknown_required_word(model, photos, capsys):
-    arguments = ["caption", photos, "-m", model, "--require", "gras"]
+@pytest.mark.parametrize("option", [("--require", "gras"), ("--prefix", "the gras")])
+def test_an_unknown_word_is_named(model, photos, capsys, option):
+    arguments = ["caption", photos, "-m", model, *option]
     assert cli.main([str(argument) for argument in arguments]) == 2
-    assert "'gras'; near: grass" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "'gras'" in message
+    assert "near: grass" in message
 
 
 def test_a_model_with_itself_says_the_same(rows, model, photos):

@@ -40,10 +40,12 @@ def tiny(seed, photos=2):
     return decoder, decoder.remember(make_grid(photos, seed))
 
 
-def repeats(words, size):
-    """Whether an n-gram of this size occurs twice."""
+def repeats(words, size, given=0):
+    """Whether an n-gram of this size occurs again that ends after the first `given` words."""
     ngrams = list(zip(*(words[start:] for start in range(size)), strict=False))
-    return len(set(ngrams)) < len(ngrams)
+    return any(
+        ngram in ngrams[:place] for place, ngram in enumerate(ngrams) if place + size > given
+    )
 
 
 def is_allowed(words, options):
@@ -51,7 +53,11 @@ def is_allowed(words, options):
         options.min_length <= len(words) <= options.max_length
         and not set(options.banned) & set(words)
         and set(options.required) <= set(words)
-        and not (options.no_repeat_ngram and repeats(words, options.no_repeat_ngram))
+        and tuple(words[: len(options.prefix_ids)]) == tuple(options.prefix_ids)
+        and not (
+            options.no_repeat_ngram
+            and repeats(words, options.no_repeat_ngram, len(options.prefix_ids))
+        )
     )
 
 
@@ -77,6 +83,10 @@ def all_sentences(decoder, memory, options):
         {"required": (6, 4), "length_penalty": 1.0},
         {"required": (4, 5, 6), "no_repeat_ngram": 2},
         {"required": (5,), "banned": (0, 1, 3, 4), "min_length": 3, "length_penalty": "average"},
+        {"prefix_ids": (5,)},
+        {"prefix_ids": (4, 4), "no_repeat_ngram": 1, "length_penalty": "average"},
+        {"prefix_ids": (6, 5, 6)},
+        {"prefix_ids": (5,), "required": (5, 4), "banned": (0, 1, 3, 6)},
     ],
 )
 def test_a_full_beam_lists_all_allowed_sentences_in_order(constraints):
@@ -93,7 +103,13 @@ def test_a_full_beam_lists_all_allowed_sentences_in_order(constraints):
 @pytest.mark.parametrize("penalty", [0.0, 1.0, -1.0, "average"])
 @pytest.mark.parametrize(
     "constraints",
-    [{}, {"required": (9,)}, {"no_repeat_ngram": 2}, {"groups": 2, "beam": 8, "num_captions": 8}],
+    [
+        {},
+        {"required": (9,)},
+        {"prefix_ids": (9, 8)},
+        {"no_repeat_ngram": 2},
+        {"groups": 2, "beam": 8, "num_captions": 8},
+    ],
 )
 def test_stopping_early_changes_nothing(constraints, penalty, monkeypatch):
     decoder = with_end_bias(make_decoder(14, seed=2, spread=1.5), 1.0)
@@ -212,9 +228,12 @@ def test_no_combination_breaks_a_promise(data):
     if sampled:
         asked |= {"sample": True, "temperature": draw(st.sampled_from([1e-300, 0.5, 1.0, 50.0]))}
         asked |= {"top_k": draw(st.integers(0, 4)), "top_p": draw(st.sampled_from([1e-9, 0.6, 1]))}
-    else:
-        free = sorted(set(words) - banned)
-        asked["required"] = draw(st.lists(st.sampled_from(free), max_size=min(3, longest)))
+    free = sorted(set(words) - banned)
+    prefix = draw(st.lists(st.sampled_from(free), max_size=min(3, longest)))
+    asked["prefix_ids"] = prefix
+    if not sampled:
+        most = min(3, longest - len(prefix))
+        asked["required"] = draw(st.lists(st.sampled_from(free), max_size=most))
     options = DecodingOptions(**asked)
     decoder = with_end_bias(
         make_decoder(size, seed=draw(st.integers(0, 9)), spread=draw(st.sampled_from([0.5, 3.0]))),
@@ -239,14 +258,15 @@ def test_no_combination_breaks_a_promise(data):
             assert np.isfinite(h.attention).all()
             assert len(h.attention) == len(h.words) <= longest
             size = options.no_repeat_ngram
-            assert not (size and repeats(h.words, size))
+            assert not (size and repeats(h.words, size, len(prefix)))
+            assert h.words[: len(prefix)] == prefix
             if h.finished:
                 assert is_allowed(h.words, options)
             elif len(h.words) < longest:  # nothing was allowed to follow
                 dead = [*h.words, None]
                 for word in set(words) - banned:
                     dead[-1] = word
-                    assert repeats(dead, size)
+                    assert repeats(dead, size, len(prefix))
             elif not size:
                 assert set(options.required) <= set(h.words)
 
@@ -283,6 +303,10 @@ def test_a_sentence_that_gets_stuck_is_kept():
         ({"beam": 0}, "beam"),
         ({"min_length": 5, "max_length": 4}, "above max_length"),
         ({"required": (4, 5), "max_length": 1}, "do not fit"),
+        ({"prefix_ids": (4, 5), "max_length": 1}, "2 words of the prefix do not fit"),
+        ({"prefix_ids": (4,), "required": (4, 5), "max_length": 1}, "1 required .* the prefix"),
+        ({"prefix_ids": (4,), "banned": (0, 1, 3, 4)}, "banned and in the prefix"),
+        ({"prefix_ids": (4, END)}, "special token"),
         ({"required": (4,), "banned": (0, 1, 3, 4)}, "banned and required"),
         ({"required": (4,), "sample": True}, "beam search"),
         ({"groups": 2, "sample": True}, "beam search"),
@@ -304,7 +328,7 @@ def test_contradictions_are_refused(wrong, message):
 
 def test_options_that_do_not_fit_the_vocabulary_are_refused():
     decoder, memory = tiny(seed=0)
-    for wrong in ({"banned": range(3, 7)}, {"required": (7,)}):
+    for wrong in ({"banned": range(3, 7)}, {"required": (7,)}, {"prefix_ids": (4, 7)}):
         with pytest.raises(ConfigError):
             beam_search(decoder, memory, DecodingOptions(**wrong))
 
@@ -315,11 +339,17 @@ def test_words_become_ids():
     assert [vocabulary.words[i] for i in options.required] == ["cat"]
     assert [vocabulary.words[i] for i in options.banned] == ["<pad>", "<start>", "<unk>", "dog"]
     assert options.beam == 5
+    begun = decoding_options(vocabulary, prefix=" Red  DOGS.").prefix_ids
+    assert [vocabulary.words[i] for i in begun] == ["red", "dogs"]
     for wrong, message in [
         ({"require": ["dgo"]}, "'dgo'; near: dog"),
         ({"require": ["red dog"]}, "not one word"),
         ({"require": ["cat"], "ban": ["cat"]}, "banned and required"),
         ({"ban": "dog"}, "lists of words"),
+        ({"prefix": "red dgo"}, "the word 'dgo' of the prefix; near: dog"),
+        ({"prefix": "red dog", "ban": ["red"]}, "'red' is banned and in the prefix"),
+        ({"prefix": ["red"]}, "one text"),
+        ({"prefix": "."}, "no words"),
     ]:
         with pytest.raises(ConfigError, match=message):
             decoding_options(vocabulary, **wrong)
