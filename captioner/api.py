@@ -35,7 +35,7 @@ from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.hub import WEIGHTS, local_model
 from captioner.image.io import ImageSource, open_image
 from captioner.outputs import Caption, Failure, SentenceScore
-from captioner.tokenizer import Vocabulary, tokenize
+from captioner.tokenizer import tokenize
 from captioner.utils.device import Precision
 from captioner.utils.parallel import batched, map_ahead
 
@@ -326,8 +326,13 @@ class Captioner:
         )
         return replace(candidates[0], candidates=candidates)
 
-    def score(self, image: ImageSource, sentence: str) -> SentenceScore:
+    def score(self, image: ImageSource, sentence: str, *, alternatives: int = 0) -> SentenceScore:
         """Return the log-probability of a sentence, word by word: log P(y_t | y_<t, image).
+
+        Args:
+            image: As for a caption.
+            sentence: In plain text.
+            alternatives: How many of the likeliest words to return beside each word.
 
         Raises:
             ImageError: The image cannot be opened.
@@ -339,14 +344,8 @@ class Captioner:
         ids = self.vocabulary.encode(words)
         with self._decoding([square[None] for square in self._read(image)]) as stepper:
             log_probs, maps = score_words(stepper, ids)  # (T + 1, V), (T, L)
-        chosen = log_probs[np.arange(len(ids) + 1), [*ids, Vocabulary.END]].tolist()
-        return SentenceScore(
-            words=words,
-            known=[word in self.vocabulary for word in words],
-            log_probs=chosen,
-            total=sum(chosen),
-            attention=maps.reshape(-1, *self.backend.grid),
-        )
+        maps = maps.reshape(-1, *self.backend.grid)
+        return SentenceScore.of(words, log_probs, maps, self.vocabulary, alternatives)
 
 
 class Ensemble(Captioner):

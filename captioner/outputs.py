@@ -10,11 +10,13 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from captioner.decoding.hypothesis import Hypothesis, likeliest
 from captioner.errors import ImageError
 from captioner.image.io import ImageSource, open_image
 from captioner.tokenizer import Vocabulary, detokenize
@@ -22,9 +24,10 @@ from captioner.tokenizer import Vocabulary, detokenize
 if TYPE_CHECKING:
     from PIL import Image
 
-    from captioner.decoding.hypothesis import Hypothesis
-
 _SHOWN = 40  # characters of a text in a repr
+
+Alternatives: TypeAlias = "list[list[tuple[str, float]]]"
+"""For each place of a sentence, words and their probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -41,6 +44,8 @@ class Caption:
         source: The image as it was given.
         candidates: All sentences the search returned, best first, this one included; samples in
             the order drawn.
+        alternatives: With the option of this name, for each entry of `log_probs` the likeliest
+            words there with their probabilities, best first; `<end>` is the sentence's end.
     """
 
     text: str
@@ -51,6 +56,7 @@ class Caption:
     attention: np.ndarray = field(compare=False)
     source: ImageSource = field(compare=False)
     candidates: tuple[Caption, ...] = ()
+    alternatives: Alternatives = field(default_factory=list, compare=False)
 
     @classmethod
     def of(
@@ -70,6 +76,7 @@ class Caption:
             finished=hypothesis.finished,
             attention=hypothesis.attention.reshape(-1, *grid),
             source=source,
+            alternatives=name_alternatives(hypothesis.alternatives, vocabulary),
         )
 
     def __hash__(self) -> int:
@@ -111,7 +118,8 @@ class Caption:
     def to_dict(self, *, attention: bool = False) -> dict[str, Any]:
         """Return plain JSON values, with the maps only if asked for.
 
-        `candidates` appears when the search returned several sentences.
+        `candidates` appears when the search returned several sentences, `alternatives` if asked
+        for.
         """
         result: dict[str, Any] = {
             "caption": self.text,
@@ -124,6 +132,8 @@ class Caption:
             result["candidates"] = [
                 {"caption": other.text, "score": round(other.score, 5)} for other in self.candidates
             ]
+        if self.alternatives:
+            result["alternatives"] = alternatives_json(self.alternatives)
         if attention:
             result["attention"] = np.round(self.attention.astype(float), 5).tolist()
         return result
@@ -155,6 +165,7 @@ class SentenceScore:
         log_probs: Natural logarithm of each word's probability, then of the sentence's end.
         total: Their sum.
         attention: (T, H, W): where the model would have looked for each word.
+        alternatives: As of a `Caption`.
     """
 
     words: list[str]
@@ -162,6 +173,28 @@ class SentenceScore:
     log_probs: list[float]
     total: float
     attention: np.ndarray = field(compare=False)
+    alternatives: Alternatives = field(default_factory=list, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        words: list[str],
+        log_probs: np.ndarray,
+        attention: np.ndarray,
+        vocabulary: Vocabulary,
+        alternatives: int = 0,
+    ) -> SentenceScore:
+        """Make a score of T words from all log-probabilities (T + 1, V) and the maps (T, H, W)."""
+        places = [*vocabulary.encode(words), Vocabulary.END]
+        chosen = log_probs[np.arange(len(places)), places].tolist()
+        return cls(
+            words=words,
+            known=[word in vocabulary for word in words],
+            log_probs=chosen,
+            total=sum(chosen),
+            attention=attention,
+            alternatives=name_alternatives(likeliest(log_probs, alternatives), vocabulary),
+        )
 
     def __hash__(self) -> int:
         return hash((*self.words, self.total))
@@ -169,6 +202,21 @@ class SentenceScore:
     def __repr__(self) -> str:
         text = _short(" ".join(self.words))
         return f"SentenceScore({text}, total={self.total:.3g}, words={len(self.words)})"
+
+
+def name_alternatives(
+    likeliest: list[list[tuple[int, float]]], vocabulary: Vocabulary
+) -> Alternatives:
+    """Return words and probabilities for ids and log-probabilities."""
+    return [[(vocabulary.words[i], math.exp(value)) for i, value in row] for row in likeliest]
+
+
+def alternatives_json(alternatives: Alternatives) -> list[list[dict[str, Any]]]:
+    """Return alternatives as JSON values."""
+    return [
+        [{"word": word, "probability": round(value, 5)} for word, value in row]
+        for row in alternatives
+    ]
 
 
 def _short(text: str) -> str:

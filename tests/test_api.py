@@ -1,6 +1,7 @@
 """The Python API: kinds of input, options, results, and that it leaves the process as it was."""
 
 import io
+import math
 import os
 import subprocess
 import sys
@@ -65,6 +66,33 @@ def test_more_captions_widen_the_beam(tiny, pixels):
     found = tiny(pixels, num_captions=5, max_length=5)
     assert len(found.candidates) == 5
     assert found == tiny(pixels, num_captions=5, beam=5, max_length=5)
+
+
+def test_another_word_leads_to_another_sentence(tiny, pixels):
+    options = {"beam": 1, "max_length": 5}
+    found = tiny(pixels, alternatives=5, **options)
+    assert [row[0][0] for row in found.alternatives[: len(found.words)]] == found.words
+    for place in range(len(found.words)):
+        before = found.words[:place]
+        for word, probability in found.alternatives[place]:
+            assert 0 < probability < 1
+            if word == "<end>":
+                continue
+            other = tiny(pixels, prefix=" ".join([*before, word]), **options)
+            assert other.words[: place + 1] == [*before, word]
+            assert math.exp(other.log_probs[place]) == pytest.approx(probability, rel=1e-3)
+            assert len(other.attention) == len(other.words)
+    plain = tiny(pixels, **options)
+    assert plain == found
+    assert plain.alternatives == []
+    assert "alternatives" not in plain.to_dict()
+    listed = found.to_dict()["alternatives"]
+    assert listed[0][0]["word"] == found.words[0]
+    scored = tiny.score(pixels, found.text, alternatives=5).alternatives
+    assert len(scored) == len(found.words) + 1
+    for one, row in zip(scored, found.alternatives, strict=False):
+        assert [word for word, _ in one] == [word for word, _ in row]
+    assert tiny.score(pixels, found.text).alternatives == []
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ class DeviceBeams:
         scores, times, parents, log_probs = (each.numpy() for each in fetched[:4])
         words, before, each_log_prob, totals, maps = (each.numpy() for each in fetched[4:])
         results = Results(images, self._options)
-        places = results.maps.add(maps.reshape(-1, *maps.shape[2:])).reshape(words.shape)
+        places = results.history.add(maps.reshape(-1, *maps.shape[2:])).reshape(words.shape)
         history = _History(words, before, each_log_prob, places)
         # The step that chooses the last END lengthens no unfinished sentence.
         last = min(steps, self._options.max_length) - 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from captioner.backends.torch_rows import Repeated, Rows, to_host
-from captioner.decoding.hypothesis import AttentionMaps, Hypothesis
+from captioner.decoding.hypothesis import Hypothesis, StepHistory
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.sampling import DRAW_BLOCK, Written, random_numbers, to_hypotheses
 from captioner.models.attention import Memory
@@ -88,7 +88,7 @@ class DeviceSampling:
         words, scores, maps = to_host(
             [each[:steps, :images] for each in (self._words, self._scores, self.rows.maps)]
         )
-        found = AttentionMaps()
+        found = StepHistory()
         places = found.add(maps.flatten(0, 1).numpy()).reshape(words.shape)
 
         def by_image(steps: np.ndarray) -> np.ndarray:  # (T, B, N) -> (B, N, T)

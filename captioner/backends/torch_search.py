@@ -25,7 +25,8 @@ _SPARE = 4  # a batch may use the tensors of one that was up to this many times 
 
 def supports(options: DecodingOptions) -> bool:
     """Whether a search with these options can stay on the device."""
-    return not options.required and options.groups == 1 and not options.no_repeat_ngram
+    constrained = options.required or options.prefix_ids or options.no_repeat_ngram
+    return not constrained and options.groups == 1 and not options.alternatives
 
 
 @dataclass

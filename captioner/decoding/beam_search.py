@@ -68,10 +68,10 @@ def beam_search(stepper: Stepper, options: DecodingOptions | None = None) -> lis
         if length == 0:
             can_stick = check_vocabulary(options, log_probs.shape[-1])
         searches, beams = live.totals.shape
+        places = results.history.add(maps, log_probs).reshape(searches, beams)
         log_probs = log_probs.reshape(searches, beams, -1)  # (S, R, V)
         constrain(live.words, log_probs, options)
         chosen = _choose(log_probs, live, options)
-        places = results.maps.add(maps).reshape(searches, beams)
         places = np.take_along_axis(places, chosen.parents, 1)
         after = live.take(chosen.parents).extended(chosen.words, chosen.log_probs, places)
         scores = after.totals / options.divisor(length + 1)

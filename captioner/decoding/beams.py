@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from captioner.decoding.constraints import missing_words
-from captioner.decoding.hypothesis import AttentionMaps, Hypothesis
+from captioner.decoding.hypothesis import Hypothesis, StepHistory
 from captioner.decoding.options import DecodingOptions
 from captioner.tokenizer import Vocabulary
 
@@ -24,7 +24,7 @@ class Beams:
         totals: (S, K) fp64 summed log-probabilities; scores in the pool.
         words: (S, K, T) ids.
         log_probs: (S, K, T).
-        places: (S, K, T) of the maps in `AttentionMaps`.
+        places: (S, K, T) of the steps' rows in `StepHistory`.
     """
 
     totals: np.ndarray
@@ -81,22 +81,28 @@ class Results:
     """The sentences of images that are done.
 
     Attributes:
-        maps: The maps of every step so far.
+        history: What every step so far gave.
     """
 
     def __init__(self, images: int, options: DecodingOptions):
-        self.maps = AttentionMaps()
+        self.history = StepHistory(options.alternatives)
         self._options = options
-        # Their `attention` holds places in `maps` until all are collected.
+        # Their `attention` holds places in `history` until all are collected.
         self._found: list[list[Hypothesis]] = [[] for _ in range(images)]
         self._rescued: list[list[Hypothesis]] = [[] for _ in range(images)]
 
     def hypotheses(self) -> list[list[Hypothesis]]:
-        """Return for each image its sentences, best first, with their maps."""
-        return [
-            [replace(each, attention=self.maps.take(each.attention)) for each in found]
-            for found in self._found
-        ]
+        """Return for each image its sentences, best first, with what their steps gave."""
+
+        def complete(sentence: Hypothesis) -> Hypothesis:
+            places = sentence.attention  # one for each log-probability
+            return replace(
+                sentence,
+                attention=self.history.maps(places[: len(sentence.words)]),
+                alternatives=self.history.alternatives(places),
+            )
+
+        return [list(map(complete, found)) for found in self._found]
 
     def collect(self, images: np.ndarray, pool: Beams, live: Beams) -> None:
         """Note the n best sentences of images: finished ones, then those that go on."""
@@ -139,7 +145,7 @@ class Results:
                     log_probs=beams.log_probs[search, k, : length + finished].tolist(),
                     score=float(beams.totals[search, k]),
                     finished=finished,
-                    attention=beams.places[search, k, :length],
+                    attention=beams.places[search, k, : length + finished],
                 )
                 self._append(sentences[image], sentence)
 

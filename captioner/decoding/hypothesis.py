@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Hypothesis:
         finished: Whether the model ended the sentence (else `max_length` cut it, or no word was
             allowed to follow).
         attention: (T, L) fp32, one map per word.
+        alternatives: For each entry of `log_probs`, the likeliest words there, as ids and
+            log-probabilities, best first; empty unless `DecodingOptions.alternatives` asks.
     """
 
     words: list[int]
@@ -33,27 +35,67 @@ class Hypothesis:
     score: float
     finished: bool
     attention: np.ndarray
+    alternatives: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
-class AttentionMaps:
-    """The attention maps of all steps. Sentences hold indices into them, so no step copies maps."""
+class StepHistory:
+    """The attention maps, and if wanted the likeliest words, of all steps of a search.
 
-    def __init__(self) -> None:
-        self._steps: list[np.ndarray] = []
+    Sentences hold indices into it, so that no step copies what earlier ones gave.
+
+    Args:
+        alternatives: How many of the likeliest words to keep of each step.
+    """
+
+    def __init__(self, alternatives: int = 0) -> None:
+        self._alternatives = alternatives
+        self._maps: list[np.ndarray] = []
+        self._likeliest: list[list[tuple[int, float]]] = []  # of each row
         self._count = 0
 
-    def add(self, maps: np.ndarray) -> np.ndarray:
-        """Keep the maps (B, K, L) of a step; return their indices (B, K)."""
+    def add(self, maps: np.ndarray, log_probs: np.ndarray | None = None) -> np.ndarray:
+        """Keep what a step gave.
+
+        Args:
+            maps: (B, K, L).
+            log_probs: (B, K, V) before any constraint; not needed without alternatives.
+
+        Returns:
+            The indices of its rows, (B, K).
+        """
         rows = maps.shape[0] * maps.shape[1]
-        self._steps.append(maps.reshape(rows, -1))
+        self._maps.append(maps.reshape(rows, -1))
+        if log_probs is not None:
+            self._likeliest += likeliest(log_probs.reshape(rows, -1), self._alternatives)
         self._count += rows
         return np.arange(self._count - rows, self._count).reshape(maps.shape[:2])
 
-    def take(self, indices: np.ndarray) -> np.ndarray:
+    def maps(self, indices: np.ndarray) -> np.ndarray:
         """Return a copy of the maps (T, L) at these indices (T,)."""
-        if len(self._steps) > 1:
-            self._steps = [np.concatenate(self._steps)]
-        return self._steps[0][indices]
+        if len(self._maps) > 1:
+            self._maps = [np.concatenate(self._maps)]
+        return self._maps[0][indices]
+
+    def alternatives(self, indices: np.ndarray) -> list[list[tuple[int, float]]]:
+        """Return the likeliest words at these indices (T,), if they are kept."""
+        return [self._likeliest[index] for index in indices] if self._likeliest else []
+
+
+def likeliest(log_probs: np.ndarray, count: int) -> list[list[tuple[int, float]]]:
+    """Return ids and log-probabilities of the likeliest words of each row (N, V), best first.
+
+    Only words that a sentence can have, and its END. Without a count, there are no rows either.
+    """
+    if not count:
+        return []
+    allowed = log_probs.copy()
+    allowed[:, [Vocabulary.PAD, Vocabulary.START, Vocabulary.UNK]] = -np.inf
+    best = (-allowed).argsort(1, kind="stable")[:, :count]
+    values = np.take_along_axis(allowed, best, 1)
+    return [
+        [(word, value) for word, value in zip(*row, strict=True) if value > -np.inf]
+        for row in zip(best.tolist(), values.tolist(), strict=True)
+    ]
 
 
 class EnsembleStepper:

@@ -42,6 +42,8 @@ class DecodingOptions:
         seed: Seed of the draws; each image has a random stream of its own.
         mbr: Number of sentences to search, from which the caller takes those that agree most with
             the others (minimum Bayes risk, `captioner.decoding.mbr`); 0 for none.
+        alternatives: How many of the likeliest words to return beside each word: what else the
+            model might have said there.
         banned: Ids that are never produced; PAD and START never are in any case.
         required: Ids that every sentence contains (constrained beam search).
         prefix_ids: Ids that every sentence begins with, in this order. The model scores them like
@@ -65,6 +67,7 @@ class DecodingOptions:
     top_p: float = 1.0
     seed: int = 0
     mbr: int = 0
+    alternatives: int = 0
     banned: Sequence[int] = SPECIALS
     required: Sequence[int] = ()
     prefix_ids: Sequence[int] = ()
@@ -79,6 +82,7 @@ class DecodingOptions:
         for name, least in (
             *(("groups", 1), ("beam", 1), ("num_captions", 1), ("max_length", 1)),
             *(("min_length", 0), ("no_repeat_ngram", 0), ("top_k", 0), ("mbr", 0)),
+            ("alternatives", 0),
         ):
             value = getattr(self, name)
             if value is not None:
@@ -163,6 +167,7 @@ class OptionArguments(TypedDict, total=False):
     top_p: float
     seed: int
     mbr: int
+    alternatives: int
     banned: Sequence[int]
     required: Sequence[int]
     prefix_ids: Sequence[int]

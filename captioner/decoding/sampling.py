@@ -21,7 +21,7 @@ import numpy as np
 
 from captioner.backends.base import Stepper
 from captioner.decoding.constraints import check_vocabulary, constrain
-from captioner.decoding.hypothesis import AttentionMaps, Hypothesis
+from captioner.decoding.hypothesis import Hypothesis, StepHistory
 from captioner.decoding.options import DecodingOptions
 from captioner.errors import ConfigError
 from captioner.tokenizer import Vocabulary
@@ -167,13 +167,14 @@ def _decode_rows(
     history, places = np.full(shape, Vocabulary.PAD), np.zeros(shape, np.int64)
     scores = np.zeros(shape)
     done = np.zeros((batch, rows), bool)
-    maps = AttentionMaps()
+    steps = StepHistory(options.alternatives)
     if rows > 1:
         stepper.reorder(np.zeros((batch, rows), np.int64))
     for time in range(options.max_length + 1):
         log_probs, attention = stepper.step(words)
         if time == 0:
             check_vocabulary(options, log_probs.shape[-1])
+        places[images, :, time] = steps.add(attention, log_probs)
         constrain(history[images, :, :time], log_probs, options)
         words = pick(log_probs, time, images)  # (B', N)
         score = np.take_along_axis(log_probs, words[..., None], -1)[..., 0]  # (B', N)
@@ -181,7 +182,6 @@ def _decode_rows(
         words[over] = Vocabulary.PAD
         history[images, :, time] = words
         scores[images, :, time] = score
-        places[images, :, time] = maps.add(attention)
         done[images] = over | (words == Vocabulary.END)
         (stay,) = (~done[images].all(1)).nonzero()
         if not len(stay):
@@ -190,7 +190,7 @@ def _decode_rows(
             stepper.keep(stay)
             images, words = images[stay], words[stay]
 
-    return to_hypotheses(Written(history, scores, places, maps), options)
+    return to_hypotheses(Written(history, scores, places, steps), options)
 
 
 class Written(NamedTuple):
@@ -199,14 +199,14 @@ class Written(NamedTuple):
     Attributes:
         words: (B, N, T) ids; from END or PAD on they mean nothing.
         log_probs: (B, N, T) of them.
-        places: (B, N, T) of their maps in `maps`.
-        maps: Of all steps.
+        places: (B, N, T) of their rows in `steps`.
+        steps: What all steps gave.
     """
 
     words: np.ndarray
     log_probs: np.ndarray
     places: np.ndarray
-    maps: AttentionMaps
+    steps: StepHistory
 
 
 def to_hypotheses(written: Written, options: DecodingOptions) -> list[list[Hypothesis]]:
@@ -218,8 +218,10 @@ def to_hypotheses(written: Written, options: DecodingOptions) -> list[list[Hypot
         finished = len(found) < len(ids) and ids[len(found)] == Vocabulary.END
         log_probs = written.log_probs[image, row, : len(found) + finished].tolist()
         score = sum(log_probs) / options.divisor(len(log_probs))
-        attention = written.maps.take(written.places[image, row, : len(found)])
-        return Hypothesis(found, log_probs, score, finished, attention)
+        taken = written.places[image, row, : len(log_probs)]
+        attention = written.steps.maps(taken[: len(found)])
+        others = written.steps.alternatives(taken)
+        return Hypothesis(found, log_probs, score, finished, attention, others)
 
     images, rows, _ = written.words.shape
     return [[hypothesis(image, row) for row in range(rows)] for image in range(images)]

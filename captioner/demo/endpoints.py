@@ -29,6 +29,8 @@ from captioner.image.io import ImageSource
 if TYPE_CHECKING:
     from captioner.api import Captioner
 
+MAX_ALTERNATIVES = 10
+
 
 def add(models: Models) -> None:
     """Add the endpoints to the current `gr.Blocks`."""
@@ -57,6 +59,33 @@ def add(models: Models) -> None:
         options = _checked_options(captions, beam)
         found = captioner(_open(captioner, photo), **options)
         return dict(found.to_dict(attention=attention))
+
+    def complete(
+        photo: FileData,
+        prefix: str = "",
+        model: str = "",
+        beam: int = 3,
+        alternatives: int = 5,
+    ) -> dict[str, Any]:
+        """Write a sentence that begins with given words, and say what else it might have said.
+
+        Args:
+            photo: The photo's file.
+            prefix: The first words; empty for none.
+            model: Name of the model; empty takes the first.
+            beam: Beams of the search (1 to 10).
+            alternatives: How many of the likeliest words to return for each word (0 to 10).
+
+        Returns:
+            What "caption" returns for one sentence, and "alternatives": for each word, and last for
+            the end of the sentence, the likeliest ones, each as "word" and "probability".
+        """
+        captioner = _choose(models, model)
+        _check_range("alternatives", alternatives, 0, MAX_ALTERNATIVES)
+        options = _checked_options(1, beam)
+        options |= {"prefix": _checked_text("prefix", prefix), "alternatives": alternatives}
+        found = captioner(_open(captioner, photo), **options)
+        return dict(found.to_dict())
 
     def caption_batch(
         photos: list[FileData],
@@ -94,9 +123,8 @@ def add(models: Models) -> None:
             model, and the "log_probs" of the words and of the sentence's end.
         """
         captioner = _choose(models, model)
-        if len(str(sentence)) > MAX_TEXT:
-            raise ConfigError(f"the sentence is longer than {MAX_TEXT} characters")
-        result = captioner.score(_open(captioner, photo), str(sentence))
+        text = _checked_text("sentence", sentence)
+        result = captioner.score(_open(captioner, photo), text)
         return {
             "score": round(result.total, 5),
             "words": result.words,
@@ -106,8 +134,9 @@ def add(models: Models) -> None:
 
     single = {key: MODEL_QUEUE[key] for key in ("concurrency_limit", "concurrency_id")}
     many = {key: BATCH_QUEUE[key] for key in single}
-    for function, queue in ((caption, single), (caption_batch, many), (score, single)):
-        gr.api(function, api_name=function.__name__, **queue)
+    for function in (caption, complete, score):
+        gr.api(function, api_name=function.__name__, **single)
+    gr.api(caption_batch, api_name=caption_batch.__name__, **many)
 
 
 def _choose(models: Models, name: str) -> Captioner:
@@ -120,10 +149,20 @@ def _checked_options(captions: int, beam: int) -> dict[str, Any]:
     Raises:
         ConfigError: A value is no whole number, or out of range.
     """
-    for name, value, most in (("captions", captions, MAX_CAPTIONS), ("beam", beam, MAX_BEAM)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise ConfigError(f"{name} must be a whole number from 1 to {most}")
+    _check_range("captions", captions, 1, MAX_CAPTIONS)
+    _check_range("beam", beam, 1, MAX_BEAM)
     return decoding_options(captions=captions, beam=beam)
+
+
+def _check_range(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"{name} must be a whole number from {least} to {most}")
+
+
+def _checked_text(name: str, text: Any) -> str:
+    if len(str(text)) > MAX_TEXT:
+        raise ConfigError(f"the {name} is longer than {MAX_TEXT} characters")
+    return str(text)
 
 
 def _upload(file: Any) -> Upload:

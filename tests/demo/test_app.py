@@ -196,7 +196,7 @@ def test_no_handler_is_open_to_programs_by_accident(models):
     """What is public is named in the API on purpose."""
     for function in app.build(models).fns.values():
         if function.fn is not None and function.api_visibility == "public":
-            assert str(function.api_name) in ("caption", "caption_batch", "score")
+            assert str(function.api_name) in ("caption", "caption_batch", "complete", "score")
 
 
 def test_the_templates_hold_nothing_that_gradio_would_run():

@@ -69,6 +69,33 @@ def test_several_captions_and_their_maps(client, folder):
         assert sum(map(sum, cells)) == pytest.approx(1, abs=1e-3)
 
 
+def test_another_word_continues_the_sentence(client, folder):
+    found = client.predict(file(folder), alternatives=3, beam=1, api_name="/complete")
+    assert len(found["alternatives"]) >= len(found["words"])
+    best, second = found["alternatives"][0][:2]
+    assert best["word"] == found["words"][0]
+    assert 1 > best["probability"] >= second["probability"] > 0
+    other = client.predict(file(folder), second["word"], alternatives=0, api_name="/complete")
+    assert other["words"][0] == second["word"]
+    assert "alternatives" not in other
+    plain = client.predict(file(folder), beam=1, api_name="/caption")
+    assert plain["caption"] == found["caption"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prefix": "a dgo"}, "'dgo'"),
+        ({"prefix": "a " * 500}, "longer than"),
+        ({"alternatives": 11}, "from 0 to 10"),
+        ({"alternatives": True}, "from 0 to 10"),
+    ],
+)
+def test_what_a_sentence_cannot_begin_with_is_said(client, folder, wrong, message):
+    with pytest.raises(exceptions.AppError, match=message):
+        client.predict(file(folder), **wrong, api_name="/complete")
+
+
 def test_many_photos_come_back_in_order_with_their_errors(client, folder):
     names = ["02.png", "broken.jpg", "two.zip"]
     rows = client.predict([file(folder, name) for name in names], api_name="/caption_batch")
@@ -112,14 +139,14 @@ def test_a_bad_photo_or_sentence_is_told(client, folder):
         client.predict(file(folder), "dog " * 100, api_name="/score")
 
 
-@pytest.mark.parametrize("endpoint", ["caption", "caption_batch", "score"])
+@pytest.mark.parametrize("endpoint", ["caption", "caption_batch", "complete", "score"])
 @pytest.mark.parametrize("mark", [{"meta": MARK}, {}])
 def test_no_file_of_the_machine_is_read(client, folder, endpoint, mark):
     """Neither one that the caller declares as a file nor one that it does not."""
     for path in (str(folder / "00.png"), "/etc/passwd", "http://127.0.0.1:9/a.jpg"):
         photo = {"path": path, "orig_name": "a.jpg", **mark}
         given = {"caption": [photo], "caption_batch": [[photo]], "score": [photo, "a dog"]}
-        assert "error" in called(client, endpoint, given[endpoint])
+        assert "error" in called(client, endpoint, given.get(endpoint, [photo]))
 
 
 @pytest.mark.parametrize("photo", [None, 7, "/etc/passwd", "data:", [], {}, {"path": 3}])
@@ -138,8 +165,13 @@ def test_a_photo_may_come_as_a_data_address(client, folder):
 def called(client, endpoint, data):
     """Call by plain HTTP; the text of the last event."""
     base = client.src + "gradio_api/call/" + endpoint
-    names = {"caption": 5, "caption_batch": 4, "score": 3}
-    usual = {"caption": ["", 1, 3, False], "caption_batch": ["", 1, 3], "score": [""]}[endpoint]
+    names = {"caption": 5, "caption_batch": 4, "complete": 5, "score": 3}
+    usual = {
+        "caption": ["", 1, 3, False],
+        "caption_batch": ["", 1, 3],
+        "complete": ["a", "", 3, 5],
+        "score": [""],
+    }[endpoint]
     data = [*data, *usual][: names[endpoint]]
     event = httpx.post(base, json={"data": data}, timeout=30).json()["event_id"]
     return httpx.get(f"{base}/{event}", timeout=30).text
@@ -147,7 +179,7 @@ def called(client, endpoint, data):
 
 def test_the_endpoints_explain_themselves(client):
     told = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(told) == {"/caption", "/caption_batch", "/score"}
+    assert set(told) == {"/caption", "/caption_batch", "/complete", "/score"}
     assert all(each["description"] for each in told.values())
     assert [each["parameter_name"] for each in told["/score"]["parameters"]] == [
         "photo",
@@ -189,7 +221,7 @@ def test_an_agent_finds_the_endpoints_as_tools(captioner, folder):
         tools, found, many, stolen = asyncio.run(talk())
     finally:
         blocks.close()
-    assert tools == {"caption", "caption_batch", "score"}
+    assert tools == {"caption", "caption_batch", "complete", "score"}
     assert [answer.isError for answer in (found, many, stolen)] == [False, False, True]
     assert found.content[0].text.count("'caption':") == 1
     assert many.content[0].text.count("'caption':") == 2
