@@ -188,6 +188,8 @@ def test_options_that_need_the_host():
     assert not supports(DecodingOptions(required=(5,)))
     assert not supports(DecodingOptions(beam=4, groups=2))
     assert not supports(DecodingOptions(no_repeat_ngram=2))
+    assert not supports(DecodingOptions(prefix_ids=(5,)))
+    assert not supports(DecodingOptions(alternatives=2))
 
 
 def test_all_words_banned():
