@@ -13,8 +13,8 @@ from typing import Any
 import gradio as gr
 from gradio.themes.utils import fonts
 
+from captioner.demo.payload import encode_look
 from captioner.demo.security import uploaded
-from captioner.demo.session import encode_ramp
 from captioner.demo.uploads import Upload
 
 ASSETS = Path(__file__).parent / "assets"
@@ -118,9 +118,10 @@ def list_uploads(payload: Any) -> list[Upload]:
 
 
 def attention_viewer(value: dict[str, Any] | None = None, **options: Any) -> gr.HTML:
-    """Return a component that shows what `session.view_payload` gives.
+    """Return a component that shows what `payload.view_payload` gives.
 
-    Its `select` event carries `index`, the sentence that was chosen. Several may stand on one page.
+    Its `select` event carries `index`, the sentence that was chosen; its `save` event `kind`, the
+    file that is wanted. Several may stand on one page.
 
     Args:
         value: The payload, or None for an empty stage.
@@ -130,8 +131,8 @@ def attention_viewer(value: dict[str, Any] | None = None, **options: Any) -> gr.
         value,
         html_template=read_asset("viewer.html"),
         css_template=read_asset("viewer.css"),
-        js_on_load=read_asset("overlay.js") + read_asset("viewer.js"),
+        js_on_load="".join(map(read_asset, ("overlay.js", "viewer.js", "actions.js"))),
         apply_default_css=False,
-        ramp=encode_ramp(),
+        **encode_look(),
         **options,
     )

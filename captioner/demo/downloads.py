@@ -6,7 +6,6 @@ import io
 import json
 import re
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from captioner.batch.item import Item, Result
 from captioner.demo.session import View
 from captioner.image.visualize import animate, word_strip
 
-KINDS = {"strip": "Strip (PNG)", "film": "Film (GIF)", "numbers": "Numbers (JSON)"}
+KINDS = ("strip", "film", "numbers")  # PNG, GIF, JSON; `assets/viewer.html` offers them
 # Spreadsheets take a cell that begins so for a formula; a name in a zip is a stranger's.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -26,7 +25,7 @@ def make_file(view: View, kind: str, style: str, strength: float) -> tuple[str, 
     Args:
         view: The image and its sentences.
         kind: One of `KINDS`.
-        style: `spotlight` or `heatmap`.
+        style: `spotlight` or `heatmap`, of the film.
         strength: 0 to 1, as on the page.
 
     Returns:
@@ -36,12 +35,12 @@ def make_file(view: View, kind: str, style: str, strength: float) -> tuple[str, 
     name = re.sub(r"[^a-z0-9]+", "-", sentence.text.lower()).strip("-")[:60].strip("-") or "caption"
     if kind == "numbers":
         return name + ".json", _numbers(view)
-    looks: dict[str, Any] = {"style": style, "floor": 1 - strength, "strength": strength}
     drawn = (view.image, sentence.words, sentence.attention)
     if kind == "film":
-        return name + ".gif", animate(*drawn, **looks)
+        film = animate(*drawn, style=style, floor=1 - strength, strength=strength)
+        return name + ".gif", film
     buffer = io.BytesIO()
-    word_strip(*drawn, **looks).save(buffer, "PNG")
+    word_strip(*drawn).save(buffer, "PNG")  # as the page shows all words at once
     return name + ".png", buffer.getvalue()
 
 
@@ -53,7 +52,7 @@ def _numbers(view: View) -> bytes:
     content = {
         "caption": sentence.text,
         "origin": sentence.origin,
-        "score": round(sentence.score, 5),
+        "log_prob": round(sentence.log_prob, 5),
         "grid": list(sentence.attention.shape[1:]),
         "words": [
             {

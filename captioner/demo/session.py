@@ -1,18 +1,12 @@
-"""What a visitor has on the page: an image, sentences about it, and their form in the browser.
-
-The image travels as a JPEG data URI, each word's attention map as one byte per cell of the grid;
-`assets/overlay.js` enlarges the cells over the image, as `visualize.overlay` does. The page sets
-all text as text, never as HTML.
+"""What a visitor has on the page: an image, and sentences about it.
 
 Shapes: T words of a sentence, (H, W) attention grid.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import math
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +18,6 @@ from PIL import Image
 from captioner.demo.security import MAX_FILE_BYTES, MAX_PIXELS
 from captioner.errors import CaptionerError, ImageError
 from captioner.image.io import open_image
-from captioner.image.visualize import heat_colours
 from captioner.outputs import Caption, SentenceScore
 from captioner.tokenizer import detokenize
 
@@ -32,7 +25,6 @@ if TYPE_CHECKING:
     from captioner.api import Captioner
 
 SHOWN_SIDE = 1024  # pixels of the longer side of the image that the browser gets
-_ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,6 @@ class Sentence:
         words: Its T words.
         known: Whether the model's vocabulary has each of them.
         log_probs: Natural logarithm of the probability of each word, then of the sentence's end.
-        score: The value that sentences are ranked by.
         attention: (T, H, W).
         origin: `model`, or `yours` for one that the visitor typed.
     """
@@ -53,7 +44,6 @@ class Sentence:
     words: list[str]
     known: list[bool]
     log_probs: list[float]
-    score: float
     attention: np.ndarray
     origin: Literal["model", "yours"]
 
@@ -65,7 +55,6 @@ class Sentence:
             words=caption.words,
             known=[True] * len(caption.words),
             log_probs=caption.log_probs,
-            score=caption.score,
             attention=caption.attention,
             origin="model",
         )
@@ -78,10 +67,14 @@ class Sentence:
             words=score.words,
             known=score.known,
             log_probs=score.log_probs,
-            score=score.total,
             attention=score.attention,
             origin="yours",
         )
+
+    @property
+    def log_prob(self) -> float:
+        """Return the logarithm of the sentence's probability, whatever search found it."""
+        return math.fsum(self.log_probs)
 
     @property
     def probabilities(self) -> list[float]:
@@ -130,6 +123,8 @@ class View:
 def caption_image(captioner: Captioner, path: str, options: Mapping[str, Any]) -> View:
     """Caption an image and keep what the page needs of it.
 
+    Sentences come in the order of the search; those drawn at random, the likeliest first.
+
     Args:
         captioner: The model.
         path: The image file.
@@ -150,8 +145,10 @@ def caption_image(captioner: Captioner, path: str, options: Mapping[str, Any]) -
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
-    sentences = tuple(map(Sentence.of_caption, caption.candidates))
-    return View(path, buffer.getvalue(), image.size, sentences)
+    sentences = list(map(Sentence.of_caption, caption.candidates))
+    if options.get("sample"):
+        sentences.sort(key=lambda sentence: -sentence.log_prob)
+    return View(path, buffer.getvalue(), image.size, tuple(sentences))
 
 
 def score_sentence(captioner: Captioner, view: View, text: str) -> View:
@@ -171,94 +168,3 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError:
         raise CaptionerError("the photo is no longer here: drop it once more") from None
-
-
-# --------------------------------------------------------------------------------- for the browser
-
-
-def view_payload(view: View, style: str = "spotlight", strength: float = 0.6) -> dict[str, Any]:
-    """Return a view in the form that the page draws.
-
-    Args:
-        view: Image and sentences.
-        style: `spotlight` or `heatmap`.
-        strength: 0 to 1, how much the spotlight dims, how opaque the heat map is.
-    """
-    return {
-        "id": secrets.token_hex(4),  # new to the page, even if all else is as before
-        "photo": "data:image/jpeg;base64," + _base64(view.jpeg),
-        "width": view.size[0],
-        "height": view.size[1],
-        "sentences": [sentence_payload(sentence) for sentence in view.sentences],
-        "chosen": view.chosen,
-        "style": style,
-        "strength": strength,
-    }
-
-
-def error_payload(message: str) -> dict[str, Any]:
-    """Return a message that the page shows, as text, in place of an image."""
-    return {"error": message[:1].upper() + message[1:]}
-
-
-def notice_payload() -> dict[str, Any]:
-    """Return a message for the time until the first image is there."""
-    return {"notice": "One moment: the model is being loaded."}
-
-
-def sentence_payload(sentence: Sentence) -> dict[str, Any]:
-    """Return a sentence and its words, each with its probability, map and place."""
-    columns = (sentence.words, sentence.probabilities, sentence.known, sentence.attention)
-    return {
-        "text": sentence.text,
-        "score": round(sentence.score, 4),
-        "origin": sentence.origin,
-        "grid": list(sentence.attention.shape[1:]),
-        "words": [
-            {
-                "text": word,
-                "probability": round(probability, 4),
-                "known": known,
-                "place": place(cells),
-                "map": encode_map(cells),
-            }
-            for word, probability, known, cells in zip(*columns, strict=True)
-        ],
-    }
-
-
-def encode_map(cells: np.ndarray) -> str:
-    """Encode a map (H, W) as base64 of H·W bytes, row by row, 255 at its largest cell."""
-    clean = _clean(cells)
-    top = clean.max()
-    scaled = clean * (255 / top) if top > 0 else clean
-    return _base64(np.round(scaled).astype(np.uint8).tobytes())
-
-
-def place(cells: np.ndarray) -> str:
-    """Say where a map's peak lies, for those who cannot see it: `top left`, `centre`, ..."""
-    clean = _clean(cells)
-    if clean.max() == clean.min():
-        return "everywhere"
-    height, width = clean.shape
-    row, column = divmod(int(clean.argmax()), width)
-    vertical = _ROWS[3 * (2 * row + 1) // (2 * height)]
-    horizontal = _COLUMNS[3 * (2 * column + 1) // (2 * width)]
-    if vertical == "middle":
-        return horizontal
-    return vertical if horizontal == "centre" else f"{vertical} {horizontal}"
-
-
-def encode_ramp() -> str:
-    """Encode the heat map's 256 RGB colours as base64."""
-    return _base64(heat_colours().tobytes())
-
-
-def _clean(cells: np.ndarray) -> np.ndarray:
-    """Return a map as `visualize` reads it: fp32, 0 for negative and non-finite values."""
-    plain = np.asarray(cells, dtype=np.float32)
-    return np.nan_to_num(plain, nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

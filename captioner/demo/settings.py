@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
+from captioner.decoding.options import decoding_options as check_words
 from captioner.demo.models import Models
+from captioner.demo.payload import STRENGTH, capitalised
 from captioner.demo.security import MAX_TEXT
+from captioner.errors import ConfigError
+from captioner.tokenizer import Vocabulary
 
 BEAM, DIVERSE, SAMPLE, AGREE = "Beam search", "Diverse beams", "Sampling", "Consensus"
 MAX_CAPTIONS, MAX_BEAM = 8, 10
@@ -34,6 +38,7 @@ class Settings:
     Attributes:
         search: Those that decide on the sentences: the inputs of `decoding_options`, in order.
         looks: Style and strength of the overlay.
+        words: Those for required and for banned words, whose mistakes `told` shows.
         model: The choice of the model.
         changes: The events after which to search again.
     """
@@ -60,6 +65,7 @@ class Settings:
         for each in (self.model, *self.looks, *self.search):
             _name_errors(each)
         kind, number, *sliders, require, ban = self.search
+        self.words = [require, ban]
         moved = [each.release for each in (number, *sliders)]
         typed = [event for each in (require, ban) for event in (each.submit, each.blur)]
         self.changes = [self.model.change, kind.change, *moved, *typed]
@@ -71,6 +77,66 @@ class Settings:
             api_visibility="private",
             show_progress="hidden",
         )
+
+    def told(
+        self, models: Models, handler: Callable[..., tuple[Any, ...]], more: int = 0
+    ) -> Callable[..., tuple[Any, ...]]:
+        """Return a handler of events that also updates `words`: by what is wrong with them.
+
+        Where a search is impossible, viewer and state stay as they are.
+
+        Args:
+            models: To choose among.
+            handler: Takes image, state, model, looks and search; returns what viewer and state
+                become, and `more` besides.
+            more: How many values it returns after these two.
+        """
+
+        def handle(*given: Any) -> tuple[Any, ...]:
+            _, state, model, *_ = given
+            search = given[-len(self.search) :]
+            notes, wrong = word_notes(models[model].vocabulary, decoding_options(*search))
+            try:
+                return *handler(*given), *notes
+            except ConfigError:
+                if not wrong:
+                    raise
+                return gr.skip(), state, *[gr.skip()] * more, *notes
+
+        return handle
+
+
+def word_notes(
+    vocabulary: Vocabulary, options: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], bool]:
+    """Say what is wrong with required and banned words, at their fields.
+
+    Args:
+        vocabulary: The words of the model.
+        options: As of `decoding_options`.
+
+    Returns:
+        An update for each field, and whether no search is possible.
+    """
+    ban = options["ban"]
+    banned = _refusal(vocabulary, ban=ban)
+    required = "" if banned else _refusal(vocabulary, ban=ban, require=options.get("require", ()))
+    unknown = [word for word in ban if word.lower() not in vocabulary]
+    hint = f"Unknown to the model, so never written: {', '.join(unknown)}" if unknown else ""
+    notes = [
+        gr.update(info=capitalised(error or hint), elem_classes=["wrong"] if error else [])
+        for error, hint in ((required, ""), (banned, hint))
+    ]
+    return notes, bool(required or banned)
+
+
+def _refusal(vocabulary: Vocabulary, **words: Sequence[str]) -> str:
+    """Return why no sentence can have, or do without, these words; empty if one can."""
+    try:
+        check_words(vocabulary, **words)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _name_errors(component: Any) -> None:
@@ -100,7 +166,8 @@ def overlay_looks(prefix: str = "") -> list[Any]:
         label="Overlay",
         elem_id=prefix + "style",
     )
-    return [style, gr.Slider(0.1, 1, 0.6, step=0.05, label="Strength", elem_id=prefix + "strength")]
+    strength = gr.Slider(0.1, 1, STRENGTH, step=0.05, label="Strength", elem_id=prefix + "strength")
+    return [style, strength]
 
 
 def _search_inputs(prefix: str, mode: str, captions: int) -> list[Any]:

@@ -3,7 +3,7 @@
 `overlay` lays one map over the image, `word_strip` shows image and words as a sheet of panels,
 `animate` plays the sentence word by word. Maps are (H, W) arrays of weights >= 0, one per word,
 as in `Caption.attention`. `grid_to_image`, the exact inverse of the encoder's resizing, spreads
-them over the image.
+them over the image; `captioner.image.look` says how weights become light, colour and an outline.
 
 Scale: each map is divided by its own largest value, so that its peak has full strength. To compare
 words, give all of them one `peak` (or `shared_scale=True`). NaN, infinite and negative values count
@@ -15,7 +15,6 @@ is searched for; `font="/path/to/font.ttf"` chooses one.
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 from collections.abc import Sequence
@@ -27,7 +26,17 @@ from PIL import Image, ImageDraw
 from captioner.errors import ConfigError
 from captioner.image.fonts import Font, find_font, load_font
 from captioner.image.io import open_image
+from captioner.image.look import (
+    PALE,
+    STRENGTH,
+    half_level,
+    heat_colours,
+    heat_opacity,
+    light,
+    outline,
+)
 from captioner.image.transforms import grid_to_image
+from captioner.metrics.coco_categories import word_class
 
 STYLES = ("spotlight", "heatmap")
 
@@ -45,8 +54,9 @@ def overlay(
     attention_map: np.ndarray,
     style: str = "spotlight",
     *,
-    floor: float = 0.4,
-    strength: float = 0.65,
+    floor: float = 0.5,
+    strength: float = STRENGTH,
+    outlined: bool = True,
     peak: float | None = None,
     interpolation: str = "bicubic",
 ) -> Image.Image:
@@ -59,6 +69,8 @@ def overlay(
             to yellow (high).
         floor: Spotlight: brightness kept where the weight is 0; the peak keeps its full brightness.
         strength: Heat map: opacity of the tint at the peak.
+        outlined: Whether to draw a line around the cells of largest weight that together hold half
+            of the map's mass.
         peak: The weight shown at full strength; None takes the map's own largest.
         interpolation: "bicubic", "bilinear", or "nearest" for the bare grid cells.
 
@@ -75,21 +87,30 @@ def overlay(
             raise ConfigError(f"overlay: {name} must lie within 0..1, not {share!r}")
     image = open_image(image)
     pixels = np.asarray(image, dtype=np.float32)  # (height, width, 3)
-    weights = _weights(attention_map, image.size, peak, interpolation)[..., None]
+    weights = spread_weights(attention_map, image.size, peak, interpolation)
+    levels = np.round(weights * 255).astype(np.uint8)
     if style == "spotlight":
-        mixed = pixels * (floor + (1 - floor) * weights)
+        mixed = pixels * (floor + (1 - floor) * light()[levels])[..., None]
     else:
-        tint = heat_colours()[np.round(weights[..., 0] * 255).astype(np.uint8)]
-        # Opacity grows with the weight: where it is 0, the image stays unchanged.
-        opacity = strength * weights**0.75
-        mixed = pixels * (1 - opacity) + tint * opacity
+        # Where the weight is 0, the image stays unchanged.
+        opacity = strength * heat_opacity()[levels][..., None]
+        mixed = pixels * (1 - opacity) + heat_colours()[levels] * opacity
+    if outlined:
+        mixed = outline(mixed, weights, half_level(weights))
     return Image.fromarray(np.round(mixed).astype(np.uint8))
 
 
-def _weights(
-    attention_map: np.ndarray, size: tuple[int, int], peak: float | None, interpolation: str
+def spread_weights(
+    attention_map: np.ndarray,
+    size: tuple[int, int],
+    peak: float | None = None,
+    interpolation: str = "bicubic",
 ) -> np.ndarray:
-    """Spread a map over an image of (width, height), scaled to 0..1: (height, width)."""
+    """Spread a map over an image of (width, height).
+
+    Returns:
+        (height, width) weights from 0 to 1, divided as `overlay` describes.
+    """
     cells = np.nan_to_num(_map(attention_map), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
     spread = grid_to_image(cells, size, interpolation)
     # The map's peak is taken after spreading: a cell's centre may fall between two pixels.
@@ -104,37 +125,6 @@ def _map(attention_map: np.ndarray) -> np.ndarray:
     return cells
 
 
-@functools.cache
-def heat_colours() -> np.ndarray:
-    """Return the heat map's 256 colours, (256, 3) uint8 RGB, from dark violet to pale yellow.
-
-    Lightness and hue run in equal steps through OKLCH (Ottosson 2020), a perceptual colour space:
-    equal steps of attention look equal, and the order survives a black-and-white print.
-    """
-    t = np.linspace(0, 1, 256)
-    lightness = 0.25 + 0.68 * t
-    hue = np.radians(-65 + 170 * t)
-    chroma = 0.13 + 0.08 * np.sin(math.pi * t)
-    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
-    cone = np.stack(
-        [
-            lightness + 0.3963377774 * a + 0.2158037573 * b,
-            lightness - 0.1055613458 * a - 0.0638541728 * b,
-            lightness - 0.0894841775 * a - 1.2914855480 * b,
-        ]
-    )
-    to_linear_rgb = np.array(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.7076147010],
-        ]
-    )
-    linear = (to_linear_rgb @ cone**3).clip(0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.round(srgb.T * 255).astype(np.uint8)
-
-
 # ------------------------------------------------------------------------------------ word strips
 
 
@@ -145,12 +135,14 @@ def word_strip(
     *,
     columns: int | None = None,
     panel_width: int | None = None,
-    style: str = "spotlight",
+    style: str = "heatmap",
     shared_scale: bool = False,
     font: str | None = None,
     **options: Any,
 ) -> Image.Image:
     """Draw a sheet of panels: the image, then one overlay per word with the word below it.
+
+    Panels of function words ("a", "of"), whose maps mean little, are pale.
 
     Args:
         image: The image.
@@ -158,7 +150,7 @@ def word_strip(
         maps: One (H, W) map per word.
         columns: Panels per row; None chooses a number that makes the sheet about 16:10.
         panel_width: In pixels; None chooses by the image's shape.
-        style: As for `overlay`.
+        style: As for `overlay`; a spotlight is hard to read in small panels.
         shared_scale: Scale all maps by the largest weight of any word, not each by its own.
         font: A TrueType or OpenType file; None chooses one that has the letters.
         **options: Passed to `overlay`.
@@ -191,9 +183,13 @@ def word_strip(
         x = 2 * _GAP + index % columns * step_x
         y = 2 * _GAP + index // columns * step_y
         left, top = x + (panel[0] - drawn.width) // 2, y + panel[1] - drawn.height
+        pale = word_class(text) == "function"
+        if pale:
+            drawn = Image.blend(Image.new("RGB", drawn.size, _PAPER), drawn, PALE)
         sheet.paste(drawn, (left, top))  # centred, directly above its word
+        ink = _PALE_INK if pale else _INK
         text, typeface = _fitted(text, panel[0], font)
-        draw.text((x + panel[0] / 2, y + panel[1] + label / 2), text, _INK, typeface, anchor="mm")
+        draw.text((x + panel[0] / 2, y + panel[1] + label / 2), text, ink, typeface, anchor="mm")
     return sheet
 
 
@@ -266,6 +262,8 @@ def animate(
 ) -> bytes:
     """Draw an endless GIF: the image, then each word's overlay with the word lit below.
 
+    The overlay of a function word is pale.
+
     Args:
         image: The image.
         words: The caption's words.
@@ -297,6 +295,8 @@ def animate(
     for now in range(-1, len(words)):
         frame = Image.new("RGB", (width, image.height + text_height + 2 * _GAP), _PAPER)
         drawn = image if now < 0 else overlay(image, maps[now], style, **options)
+        if now >= 0 and word_class(words[now]) == "function":
+            drawn = Image.blend(image, drawn, PALE)
         frame.paste(drawn, ((width - image.width) // 2, 0))
         draw = ImageDraw.Draw(frame)
         for index, (word, (x, y)) in enumerate(zip(words, places, strict=True)):

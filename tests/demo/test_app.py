@@ -49,27 +49,27 @@ class Choice:
 
 
 def test_a_photo_gives_a_payload_and_a_state(models, photo):
-    payload, view = caption_tab.on_image(models, photo, *LOOKS, *search())
+    payload, view = caption_tab.on_image(models, photo, None, *LOOKS, *search())
     assert (payload["style"], payload["strength"]) == ("heatmap", 0.5)
     assert [each["text"] for each in payload["sentences"]] == [each.text for each in view.sentences]
     assert len(view.sentences) == 3
 
 
 def test_no_photo_clears_the_page(models):
-    assert caption_tab.on_image(models, None, *LOOKS, *search()) == (None, None)
+    assert caption_tab.on_image(models, None, None, *LOOKS, *search()) == (None, None)
 
 
 def test_what_is_no_photo_gives_a_message(models, tmp_path):
     path = tmp_path / "<img src=x onerror=alert(1)>.jpg"
     path.write_bytes(b"nonsense")
-    payload, view = caption_tab.on_image(models, str(path), *LOOKS, *search())
+    payload, view = caption_tab.on_image(models, str(path), None, *LOOKS, *search())
     assert view is None
     assert payload["error"].startswith("This photo cannot be used: not a picture")
     assert "onerror" not in payload["error"]
 
 
 def test_a_setting_that_fails_forgets_nothing(models, photo):
-    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, None, *LOOKS, *search())
     with pytest.raises(ConfigError, match="near: dog"):  # so Gradio changes nothing
         caption_tab.on_settings(models, None, view, *LOOKS, *search(require="dogg"))
     payload, new = caption_tab.on_settings(models, None, view, *LOOKS, *search(require="dog"))
@@ -77,14 +77,42 @@ def test_a_setting_that_fails_forgets_nothing(models, photo):
     assert new.source == photo
 
 
-def test_a_banned_word_that_the_model_does_not_have_is_told(models, photo, monkeypatch):
-    told = []
-    monkeypatch.setattr(gr, "Info", told.append)
-    caption_tab.on_image(models, photo, *LOOKS, *search(ban="dog, Cat"))
-    assert told == []
-    caption_tab.on_settings(models, photo, None, *LOOKS, *search(ban="dog, zebu"))
-    assert len(told) == 1
-    assert told[0].endswith(": zebu")
+def test_the_image_before_stays_with_a_message(models, photo, tmp_path):
+    _, view = caption_tab.on_image(models, photo, None, *LOOKS, *search())
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"nonsense")
+    for path, values in ((str(broken), search()), (photo, search(require="dogg"))):
+        payload, same = caption_tab.on_image(models, path, view, *LOOKS, *values)
+        assert same is view
+        shown = [each["text"] for each in payload["sentences"]]
+        assert shown == [each.text for each in view.sentences]
+        assert payload["problem"][0].isupper()
+    payload, new = caption_tab.on_settings(models, str(broken), view, *LOOKS, *search(captions=1))
+    assert new.source == photo
+    assert len(payload["sentences"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("require", "ban", "told", "wrong"),
+    [
+        ("dog", "cat", ("", ""), (False, False)),
+        ("dogg", "", ("required word 'dogg'; near: dog", ""), (True, False)),
+        ("dog", "dog", ("'dog' is banned and required", ""), (True, False)),
+        ("", "zebu, cat", ("", "never written: zebu"), (False, False)),
+        ("", "don't", ("", "is not one word"), (False, True)),
+    ],
+)
+def test_a_mistake_is_told_at_its_field(models, photo, require, ban, told, wrong):
+    with gr.Blocks():
+        made = settings.Settings(models)
+    handle = made.told(models, lambda *given: caption_tab.on_settings(models, *given))
+    _, view = caption_tab.on_image(models, photo, None, *LOOKS, *search())
+    payload, new, *notes = handle(photo, view, *LOOKS, *search(require=require, ban=ban))
+    for note, text, bad in zip(notes, told, wrong, strict=True):
+        assert text in note["info"]
+        assert bool(note["info"]) == bool(text)
+        assert note["elem_classes"] == (["wrong"] if bad else [])
+    assert ("sentences" in payload) == (new is not view) == (not any(wrong))
 
 
 def test_settings_before_any_photo_do_nothing(models):
@@ -92,7 +120,7 @@ def test_settings_before_any_photo_do_nothing(models):
 
 
 def test_an_own_sentence_is_shown(models, photo):
-    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, None, *LOOKS, *search())
     payload, view = caption_tab.on_sentence(models, "a zorbly dog", view, *LOOKS)
     shown = payload["sentences"][payload["chosen"]]
     assert shown["origin"] == "yours"
@@ -101,7 +129,7 @@ def test_an_own_sentence_is_shown(models, photo):
 
 @pytest.mark.parametrize("text", ["", "  ", "..."])
 def test_a_sentence_without_words_is_told(models, photo, text):
-    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, None, *LOOKS, *search())
     with pytest.raises(gr.Error, match="at least one word"):
         caption_tab.on_sentence(models, text, view, *LOOKS)
 
@@ -109,14 +137,14 @@ def test_a_sentence_without_words_is_told(models, photo, text):
 def test_a_photo_that_has_been_deleted_is_told(models, photo, tmp_path):
     path = tmp_path / "photo.png"
     path.write_bytes(Path(photo).read_bytes())
-    _, view = caption_tab.on_image(models, str(path), *LOOKS, *search())
+    _, view = caption_tab.on_image(models, str(path), None, *LOOKS, *search())
     path.unlink()
     with pytest.raises(CaptionerError, match="no longer here"):
         caption_tab.on_sentence(models, "a dog", view, *LOOKS)
 
 
 def test_an_endless_text_costs_no_more_than_the_page_allows(models, photo):
-    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, None, *LOOKS, *search())
     _, view = caption_tab.on_sentence(models, "dog " * 10**6, view, *LOOKS)
     assert len(view.sentence.text) <= security.MAX_TEXT
     assert len(settings.split_words("dog " * 10**6)) <= security.MAX_TEXT
@@ -126,19 +154,21 @@ def test_without_a_photo_there_is_nothing_to_ask_or_take(models, tmp_path):
     with pytest.raises(gr.Error, match="photo first"):
         caption_tab.on_sentence(models, "a dog", None, *LOOKS)
     with pytest.raises(gr.Error, match="photo first"):
-        caption_tab.on_download(str(tmp_path), "strip", None, "spotlight", 0.6)
+        caption_tab.on_save(str(tmp_path), None, "strip", "spotlight", 0.6)
 
 
 def test_the_choice_decides_what_is_downloaded(models, photo, tmp_path):
-    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, None, *LOOKS, *search())
     view = caption_tab.on_choice(view, Choice({"index": 1}))
-    path = caption_tab.on_download(str(tmp_path), "numbers", view, "spotlight", 0.6)
+    path = caption_tab.on_save(str(tmp_path), view, "numbers", "spotlight", 0.6)
     assert view.sentences[1].text in Path(path).read_text(encoding="utf-8")
+    with pytest.raises(gr.Error):
+        caption_tab.on_save(str(tmp_path), view, "../evil", "spotlight", 0.6)
 
 
 @pytest.mark.parametrize("data", [None, {}, {"index": "1"}, {"index": None}, {"index": 99}, [1]])
 def test_a_forged_choice_changes_nothing(models, photo, data):
-    _, view = caption_tab.on_image(models, photo, *LOOKS, *search())
+    _, view = caption_tab.on_image(models, photo, None, *LOOKS, *search())
     assert caption_tab.on_choice(view, Choice(data)) is view
     assert caption_tab.on_choice(None, Choice(data)) is None
 
@@ -189,7 +219,7 @@ def test_the_page_builds_with_and_without_examples(models, photo):
     for examples in ([], [photo]):
         config = app.build(models, examples).get_config_file()
         ids = {component["props"].get("elem_id") for component in config["components"]}
-        assert {"photo", "viewer", "own", "settings", "style", "take-film"} <= ids
+        assert {"photo", "viewer", "own", "settings", "style"} <= ids
 
 
 def test_no_handler_is_open_to_programs_by_accident(models):

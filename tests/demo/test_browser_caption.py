@@ -6,6 +6,7 @@ from helpers.browser import (
     PHONE,
     overlay_alpha,
     photograph,
+    put_out,
     shown_words,
     upload,
     wait_for_word,
@@ -65,7 +66,6 @@ def image(page):
 def test_a_photo_is_answered_by_its_caption(page):
     assert shown_words(page) == list(WORDS)
     assert image(page).get_attribute("alt") == " ".join(WORDS)
-    assert page.locator("#viewer .live").text_content() == " ".join(WORDS)
     candidates = page.locator("#viewer .candidate .text")
     assert candidates.all_text_contents() == [" ".join(words) for words in SENTENCES]
 
@@ -86,9 +86,9 @@ def test_the_light_falls_on_the_words_place(visit, address, pictures, shape):
         cells = cell_means(kept)
         assert np.unravel_index(cells.argmax(), GRID) == CELLS[name]
         row, column = ((np.array(CELLS[name]) + 0.5) / GRID * kept.shape).astype(int)
-        assert kept[row, column] > 0.97
+        assert 0.97 < kept[row, column] < 1.03
         far = np.abs(np.indices(GRID) - np.array(CELLS[name])[:, None, None]).max(0) > 1
-        assert np.all(cells[far] < 0.45)  # a floor of 40 %
+        assert np.all(cells[far] < 0.55)  # a floor of 50 %
 
 
 def cell_means(values):
@@ -105,18 +105,19 @@ def test_the_page_shows_what_the_library_draws(page, pictures, style):
         page.wait_for_selector("#viewer .viewer[data-style=heatmap]")
     word(page, 1).hover()
     wait_for_word(page, 1)
-    photo = Image.open(pictures["landscape"])
-    drawn = overlay(photo, known_maps(WORDS)[1], style=style, floor=0.4, strength=0.6)
-    seen = photograph(page).resize(photo.size)
+    seen = photograph(page)
+    photo = Image.open(pictures["landscape"]).resize(seen.size, Image.Resampling.BILINEAR)
+    drawn = overlay(photo, known_maps(WORDS)[1], style=style, floor=0.5, strength=0.5)
     apart = np.abs(np.asarray(drawn, float) - np.asarray(seen, float))[20:-20, 20:-20]
     assert apart.mean() < 3
-    assert np.percentile(apart, 99) < 16
+    assert np.percentile(apart, 98) < 16  # the line's edges are as soft as each draws them
 
 
 def test_leaving_the_words_gives_the_photo_back(page):
+    put_out(page)
     word(page, 0).hover()
     wait_for_word(page, 0)
-    assert overlay_alpha(page).max() > 0.5
+    assert overlay_alpha(page).max() > 0.4
     page.mouse.move(5, 5)
     wait_for_word(page, None)
     assert overlay_alpha(page).max() == 0
@@ -132,8 +133,10 @@ def test_a_photo_is_taken_away_while_it_is_lit(page):
     page.wait_for_timeout(300)  # longer than a fade
 
 
-def test_the_maps_cross_fade(page):
+def test_the_maps_cross_fade(visit, address, pictures):
     """Half-way from one word to another, so is the light."""
+    page = visit(address, reduced_motion="no-preference")
+    upload(page, pictures["landscape"])
     ends = []
     for index in (2, 0):
         word(page, index).hover()
@@ -149,7 +152,12 @@ def test_the_maps_cross_fade(page):
     word(page, 2).hover()
     page.wait_for_selector("#viewer .viewer[data-word='2'][data-fading=true]")
     page.evaluate("window.steps.splice(0).forEach(step => step(1110))")
-    np.testing.assert_allclose(overlay_alpha(page), sum(ends) / 2, atol=0.02)
+    middle = overlay_alpha(page)
+    least, most = np.minimum(*ends), np.maximum(*ends)
+    assert np.all((middle > least - 0.02) & (middle < most + 0.02))
+    apart = most - least > 0.4
+    assert apart.any()
+    assert np.all(middle[apart] > least[apart] + 0.02)  # the peaks of both are half lit
 
 
 def test_the_underline_is_as_long_as_the_word_is_likely(page):
@@ -174,7 +182,7 @@ def test_the_photo_tells_which_word_looked_there(page):
         page.mouse.move(x, box["y"] + (row + 0.5) / GRID[0] * box["height"])
         wait_for_word(page, index)
     page.mouse.move(box["x"] + 5, box["y"] + box["height"] - 5)
-    wait_for_word(page, None)
+    wait_for_word(page, 0)  # the one that stays lit
 
 
 def test_a_click_pins_a_word(page):
@@ -193,7 +201,7 @@ def test_a_tap_pins_a_word_on_a_phone(visit, address, pictures):
     for index in (2, 0):
         word(page, index).tap()
         wait_for_word(page, index)
-    assert overlay_alpha(page).max() > 0.5
+    assert overlay_alpha(page).max() > 0.4
     word(page, 0).tap()
     wait_for_word(page, None)
 
@@ -226,16 +234,67 @@ def test_a_screen_reader_gets_probability_and_place(page):
     ]
 
 
-def test_play_walks_through_the_words(page):
-    page.evaluate(
-        """() => {
-            const root = document.querySelector("#viewer .viewer");
-            window.played = [];
-            const seen = () => window.played.at(-1) === root.dataset.word ||
-                window.played.push(root.dataset.word);
-            new MutationObserver(seen).observe(root, {attributeFilter: ["data-word"]});
+RECORD = """() => {
+    const root = document.querySelector("#viewer .viewer");
+    window.played = [];
+    const seen = () => window.played.at(-1) === root.dataset.word ||
+        window.played.push(root.dataset.word);
+    new MutationObserver(seen).observe(root, {attributeFilter: ["data-word"]});
+}"""
+
+
+def test_a_caption_plays_once_and_then_a_word_stays_lit(visit, address, pictures):
+    page = visit(address, reduced_motion="no-preference")
+    page.evaluate(RECORD)
+    upload(page, pictures["landscape"])
+    page.wait_for_function("window.played.length === 4")
+    wait_for_word(page, 0)
+    assert page.evaluate("window.played") == ["0", "1", "2", "0"]
+    assert overlay_alpha(page).max() > 0.4
+    page.locator("#viewer .candidate").nth(1).click()  # chosen by hand: it does not play
+    page.wait_for_selector("#viewer .viewer[data-playing=false]")
+
+
+def test_calm_visitors_see_the_lit_word_at_once(page):
+    assert page.locator("#viewer .viewer").get_attribute("data-playing") == "false"
+    wait_for_word(page, 0)
+    assert overlay_alpha(page).max() > 0.4
+
+
+def test_a_press_on_the_image_puts_the_light_out(page):
+    put_out(page)
+    assert overlay_alpha(page).max() == 0
+    word(page, 1).click()
+    page.mouse.move(5, 5)
+    wait_for_word(page, 1)
+    put_out(page)
+
+
+def test_the_outline_surrounds_the_words_place(page):
+    word(page, 1).hover()
+    wait_for_word(page, 1)
+    box = page.locator("#viewer canvas.outline").evaluate(
+        """canvas => {
+            const {width, height} = canvas;
+            const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
+            const found = [];
+            for (let i = 0; i < width * height; i++) {
+                if (data[4 * i] > 200 && data[4 * i + 3] > 200) found.push(i);
+            }
+            const xs = found.map(i => i % width / width);
+            const ys = found.map(i => Math.floor(i / width) / height);
+            return [Math.min(...ys), Math.max(...ys), Math.min(...xs), Math.max(...xs)];
         }"""
     )
+    row, column = CELLS[WORDS[1]]
+    assert (row - 0.5) / GRID[0] < box[0] < (row + 0.5) / GRID[0] < box[1] < (row + 1.5) / GRID[0]
+    middle = (column + 0.5) / GRID[1]
+    assert (column - 0.5) / GRID[1] < box[2] < middle < box[3] < (column + 1.5) / GRID[1]
+
+
+def test_play_walks_through_the_words(page):
+    put_out(page)
+    page.evaluate(RECORD)
     page.get_by_role("button", name="Play").click()
     page.wait_for_selector("#viewer .viewer[data-playing=true]")
     page.wait_for_selector("#viewer .viewer[data-playing=false]")
@@ -247,7 +306,38 @@ def test_playing_can_be_stopped(page):
     page.get_by_role("button", name="Play").click()
     page.get_by_role("button", name="Stop").click()
     page.wait_for_selector("#viewer .viewer[data-playing=false]")
-    wait_for_word(page, None)
+    wait_for_word(page, 0)
+
+
+def test_what_is_said_aloud_is_cleared(page):
+    page.locator("#viewer .candidate").nth(1).click()
+    text = " ".join(SENTENCES[1])
+    page.wait_for_function(
+        "t => document.querySelector('#viewer .live').textContent === t", arg=text
+    )
+    page.wait_for_function("document.querySelector('#viewer .live').textContent === ''")
+
+
+def test_a_sentence_is_copied(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#viewer .copy").click()
+    page.wait_for_selector("#viewer .copy >> text=Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == " ".join(WORDS)
+
+
+def test_the_menu_is_walked_by_the_keyboard(page):
+    from playwright.sync_api import expect
+
+    button, items = page.locator("#viewer .save"), page.locator("#viewer .kinds button")
+    button.focus()
+    page.keyboard.press("ArrowDown")
+    expect(button).to_have_attribute("aria-expanded", "true")
+    expect(items.nth(0)).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(items.nth(1)).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(items.nth(0)).to_be_hidden()
+    expect(button).to_be_focused()
 
 
 def test_another_sentence_brings_its_own_words_and_maps(page):
@@ -278,6 +368,7 @@ def test_all_words_at_once(page):
     panels.nth(2).click()
     wait_for_word(page, 2)
     assert "on" in panels.nth(2).get_attribute("class").split()
+    assert page.locator("#viewer .all").get_attribute("aria-expanded") == "true"
 
 
 def test_an_own_sentence_is_asked(page):

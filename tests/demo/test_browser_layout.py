@@ -17,7 +17,10 @@ SCREENS = {
 }
 TEXTS = (
     *(".page-header h1", ".page-header p"),
-    *(f"#viewer {part}" for part in (".word", ".reading", ".candidate .text", ".score")),
+    *(
+        f"#viewer {part}"
+        for part in (".word", ".reading", ".candidate .text", ".chance", ".legend")
+    ),
 )
 
 
@@ -136,7 +139,7 @@ def test_a_very_long_word_stays_on_a_phone(visit, address):
 def test_the_tab_key_walks_through_the_page_in_reading_order(visit, address):
     page = visit(address)
     page.wait_for_selector("#viewer .viewer[data-state=ready]")
-    places = ["#photo", ".words", ".play", ".all", ".candidates", "#own", "#downloads", "#settings"]
+    places = ["#photo", ".words", ".play", ".save", ".candidates", "#own", "#settings"]
     reached = []
     for _ in range(40):
         page.keyboard.press("Tab")

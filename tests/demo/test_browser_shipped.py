@@ -36,7 +36,7 @@ def test_an_example_is_captioned_and_lit_as_by_the_library(visit, serve_demo):
     wait_for_word(page, sharpest)
     seen = np.asarray(photograph(page), float)[20:-20, 20:-20]
     photo = open_image(str(examples[1])).resize(photograph(page).size, Image.Resampling.BILINEAR)
-    drawn = np.asarray(overlay(photo, caption.attention[sharpest], floor=0.4), float)
+    drawn = np.asarray(overlay(photo, caption.attention[sharpest], floor=0.5), float)
     apart = np.abs(drawn[20:-20, 20:-20] - seen)
     assert apart.mean() < 5
     assert np.abs(np.asarray(photo, float)[20:-20, 20:-20] - seen).mean() > 3 * apart.mean()

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -74,20 +75,22 @@ class Visitor:
         (self.event,) = (
             each for each in config["dependencies"] if each["targets"] == [[ids["photo"], "change"]]
         )
-        self.settings = [values[number] for number in self.event["inputs"][1:]]
+        given = self.event["inputs"][2:]  # after photo and state
+        self.settings = [values[number] for number in given]
 
     def upload(self, content, name="photo.png"):
         return self.client.post("gradio_api/upload", files={"files": (name, content)})
 
     def caption(self, photo, settings=None):
         """What the page would show for this payload, or the error."""
-        data = [photo, *(self.settings if settings is None else settings)]
-        join = {"data": data, "fn_index": self.event["id"], "session_hash": "visitor"}
+        data = [photo, None, *(self.settings if settings is None else settings)]
+        visitor = secrets.token_hex(8)  # a new one each time, whose page is empty
+        join = {"data": data, "fn_index": self.event["id"], "session_hash": visitor}
         headers = {"Content-Type": "application/json"}
         text = json.dumps(join)  # httpx itself refuses NaN
         answer = self.client.post("gradio_api/queue/join", content=text, headers=headers)
         assert answer.status_code == 200, answer.text
-        where = {"session_hash": "visitor"}
+        where = {"session_hash": visitor}
         with self.client.stream("GET", "gradio_api/queue/data", params=where) as lines:
             for line in lines.iter_lines():
                 message = json.loads(line.removeprefix("data:")) if line else {}

@@ -14,18 +14,20 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 from captioner.api import Captioner
 from captioner.demo.downloads import KINDS, make_file
-from captioner.demo.session import (
-    SHOWN_SIDE,
-    caption_image,
+from captioner.demo.payload import (
+    chance,
+    encode_half,
+    encode_look,
     encode_map,
-    encode_ramp,
     error_payload,
+    lit_word,
     place,
-    score_sentence,
     view_payload,
 )
+from captioner.demo.session import SHOWN_SIDE, caption_image, score_sentence
 from captioner.errors import CaptionerError, ConfigError, ImageError
-from captioner.image.visualize import heat_colours
+from captioner.image.look import half_level, heat_colours, heat_opacity, light
+from captioner.image.visualize import spread_weights
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,8 @@ def view(captioner, photo):
 def test_a_view_holds_what_the_library_says(captioner, photo, view):
     expected = captioner(photo, beam=3, num_captions=3)
     assert [each.text for each in view.sentences] == [each.text for each in expected.candidates]
-    assert [each.score for each in view.sentences] == [each.score for each in expected.candidates]
+    found = [each.log_prob for each in view.sentences]
+    assert found == pytest.approx([each.score for each in expected.candidates])
     for sentence, candidate in zip(view.sentences, expected.candidates, strict=True):
         np.testing.assert_array_equal(sentence.attention, candidate.attention)
 
@@ -99,7 +102,7 @@ def test_an_own_sentence_takes_the_place_of_the_last_one(captioner, photo, view)
     first = score_sentence(captioner, view, "A dog runs.")
     assert [each.origin for each in first.sentences] == ["model"] * 3 + ["yours"]
     assert first.sentence.words == ["a", "dog", "runs"]
-    assert first.sentence.score == pytest.approx(captioner.score(photo, "a dog runs").total)
+    assert first.sentence.log_prob == pytest.approx(captioner.score(photo, "a dog runs").total)
     second = score_sentence(captioner, first, "a zorbly cat")
     assert [each.origin for each in second.sentences] == ["model"] * 3 + ["yours"]
     assert second.sentence.known == [True, False, True]
@@ -163,8 +166,85 @@ def test_a_flat_map_in_words():
     assert place(np.full((7, 7), 1 / 49)) == "everywhere"
 
 
-def test_the_heat_map_has_the_librarys_colours():
-    assert base64.b64decode(encode_ramp()) == heat_colours().tobytes()
+def test_the_page_draws_by_the_librarys_tables():
+    tables = encode_look()
+    heat = np.frombuffer(base64.b64decode(tables["heat"]), np.uint8).reshape(256, 4)
+    np.testing.assert_array_equal(heat[:, :3], heat_colours())
+    np.testing.assert_allclose(heat[:, 3] / 255, heat_opacity(), atol=0.002)
+    lit = np.frombuffer(base64.b64decode(tables["light"]), np.uint8)
+    np.testing.assert_allclose(lit / 255, light(), atol=0.002)
+
+
+def test_the_outline_is_at_the_same_level_at_any_size():
+    cells = np.random.default_rng(0).random((7, 7)) ** 3
+    level = half_level(spread_weights(cells, (900, 600)))
+    assert encode_half(cells) == pytest.approx(level, abs=0.01)
+    assert json.dumps(encode_half(np.zeros((7, 7)))) == "2.0"
+
+
+@pytest.mark.parametrize(
+    ("probability", "said"),
+    [
+        *((1, "100 %"), (0.284, "28 %"), (0.0284, "2.8 %"), (0.001, "0.1 %")),
+        *((0.0009, "1 in 1,000"), (1 / 43_210, "1 in 43,000"), (1 / 999_400, "1 in 999,000")),
+        *(
+            (1 / 999_600, "1 in 1 million"),
+            (1 / 2.4e9, "1 in 2 billion"),
+            (1e-12, "1 in 1 trillion"),
+        ),
+        (1e-40, "under 1 in 1,000 trillion"),
+    ],
+)
+def test_chances_can_be_compared(probability, said):
+    assert chance(math.log(probability)) == said
+
+
+def test_a_sentence_has_one_chance_whatever_search_found_it(captioner, photo, view):
+    """The score depends on the length penalty, what the page shows does not."""
+    other = caption_image(captioner, photo, {"beam": 3, "num_captions": 3, "length_penalty": 2.0})
+    own = score_sentence(captioner, view, view.sentences[0].text)
+    shown = [
+        {each["text"]: each["chance"] for each in view_payload(given)["sentences"]}
+        for given in (view, other, own)
+    ]
+    assert shown[0].keys() & shown[1].keys()
+    for text in shown[0].keys() & shown[1].keys():
+        assert shown[0][text] == shown[1][text]
+    assert [*shown[2].values()][-1] == shown[0][view.sentences[0].text]
+
+
+def test_drawn_sentences_come_the_likeliest_first_and_bars_compare_with_it(captioner, photo):
+    options = {"sample": True, "num_captions": 6, "temperature": 1.5, "seed": 3}
+    drawn = caption_image(captioner, photo, options)
+    found = [each.log_prob for each in drawn.sentences]
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) > 1
+    shares = [each["share"] for each in view_payload(drawn)["sentences"]]
+    assert shares[0] == 1
+    assert shares == pytest.approx([math.exp(each - found[0]) for each in found], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "sharp", "expected"),
+    [
+        ("a dog runs on the sand", 1, 1),
+        ("a dog and a cat on the sand", 6, 1),  # "the": no function word stays lit
+        ("a dog and a cat on the sand", 4, 4),  # of two nouns, the one with the sharper map
+        ("the sun is setting", 3, 1),  # no category of COCO; no verb in -ing
+        ("running", 0, 0),
+        ("of the", 1, 1),
+    ],
+)
+def test_the_noun_with_the_sharpest_map_stays_lit(words, sharp, expected):
+    words = words.split()
+    maps = np.full((len(words), 4, 4), 1 / 16)
+    maps[[index for index, word in enumerate(words) if word == "dog"], 0] += 1
+    maps[sharp] = np.eye(16)[5].reshape(4, 4)
+    assert lit_word(words, maps) == expected
+
+
+def test_no_words_light_nothing():
+    assert lit_word([], np.zeros((0, 4, 4))) is None
 
 
 def test_messages_start_with_a_capital_letter():

@@ -75,7 +75,8 @@ def visit(browser, _contexts):
     pages, complaints = [], []
 
     def open_page(address, **options):
-        options = {"viewport": DESKTOP, "reduced_motion": "no-preference"} | options
+        # Captions that play by themselves would race with a test: those of motion ask for it.
+        options = {"viewport": DESKTOP, "reduced_motion": "reduce"} | options
         key = repr(sorted(options.items()))
         if key not in _contexts:
             _contexts[key] = browser.new_context(**options)
@@ -129,6 +130,21 @@ def upload(page, photo):
         }""",
         arg=before,
     )
+
+
+def put_out(page):
+    """Put out the word that stays lit after a caption."""
+    page.locator("#viewer .frame").click(position={"x": 20, "y": 20})
+    page.mouse.move(5, 5)
+    wait_for_word(page, None)
+
+
+def save(page, kind):
+    """Choose a kind of file from the menu; return the download."""
+    page.locator("#viewer .save").click()
+    with page.expect_download() as download:
+        page.locator(f"#viewer .kinds [data-kind={kind}]").click()
+    return download.value
 
 
 def wait_for_word(page, index, *, viewer="viewer"):

@@ -8,7 +8,8 @@ from PIL import Image
 
 from captioner.errors import ConfigError
 from captioner.image.io import open_image
-from captioner.image.visualize import STYLES, animate, heat_colours, overlay, word_strip
+from captioner.image.look import half_level, heat_colours, light, outline
+from captioner.image.visualize import STYLES, animate, overlay, spread_weights, word_strip
 
 GREY = 120
 SHAPES = {"landscape": (120, 80), "portrait": (70, 150), "panorama": (400, 50), "odd": (101, 67)}
@@ -24,6 +25,11 @@ def hot(row: int, col: int, grid: tuple[int, int] = (4, 6)) -> np.ndarray:
     return cells
 
 
+def plain(*given, **options) -> Image.Image:
+    """An overlay without the line around half of the mass."""
+    return overlay(*given, outlined=False, **options)
+
+
 def brightness(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=float).mean(axis=2)
 
@@ -34,23 +40,23 @@ def brightness(image: Image.Image) -> np.ndarray:
 @pytest.mark.parametrize("size", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("cell", [(0, 0), (0, 5), (3, 0), (2, 4)])
 def test_one_hot_cell_brightens_exactly_its_region(size, cell) -> None:
-    light = brightness(overlay(photo(size), hot(*cell), floor=0.4, interpolation="nearest"))
+    seen = brightness(plain(photo(size), hot(*cell), floor=0.4, interpolation="nearest"))
     left, top, right, bottom = cell_box(*cell, (4, 6), size)
-    inside = np.zeros_like(light, dtype=bool)
+    inside = np.zeros_like(seen, dtype=bool)
     inside[top:bottom, left:right] = True
-    assert (light[inside] == GREY).all()
-    assert (light[~inside] == round(0.4 * GREY)).all()
+    assert (seen[inside] == GREY).all()
+    assert (seen[~inside] == round(0.4 * GREY)).all()
 
 
 @pytest.mark.parametrize("size", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_smooth_spot_peaks_inside_its_cell(size, interpolation) -> None:
     for cell in ((0, 0), (1, 3), (3, 5)):
-        light = brightness(overlay(photo(size), hot(*cell), interpolation=interpolation))
+        seen = brightness(plain(photo(size), hot(*cell), interpolation=interpolation))
         left, top, right, bottom = cell_box(*cell, (4, 6), size)
-        ys, xs = np.nonzero(light == light.max())
-        assert left <= xs.min() <= xs.max() < right
-        assert top <= ys.min() <= ys.max() < bottom
+        ys, xs = np.nonzero(seen == seen.max())  # more than the peak: the curve saturates
+        assert left <= xs.mean() < right
+        assert top <= ys.mean() < bottom
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -74,11 +80,11 @@ def test_the_spot_lies_right_on_a_turned_camera_photo(orientation: int) -> None:
     buffer = io.BytesIO()
     stored.save(buffer, "PNG", exif=exif)
     for image in (open_image(buffer.getvalue()), Image.open(buffer)):
-        result = overlay(image, hot(1, 4), interpolation="nearest")
+        result = plain(image, hot(1, 4), floor=0.4, interpolation="nearest")
         assert result.size == upright.size
-        light = brightness(result)
-        assert (light[box[1] : box[3], box[0] : box[2]] == 255).all()
-        assert light[light < 255].max() == round(0.4 * GREY)
+        seen = brightness(result)
+        assert (seen[box[1] : box[3], box[0] : box[2]] == 255).all()
+        assert seen[seen < 255].max() == round(0.4 * GREY)
 
 
 # --------------------------------------------------------------------------- scale and styles
@@ -88,19 +94,17 @@ def test_the_spot_lies_right_on_a_turned_camera_photo(orientation: int) -> None:
 def test_spotlight_keeps_its_floor_and_full_brightness_at_the_peak(floor: float) -> None:
     cells = np.random.default_rng(0).random((7, 7)) ** 4
     for interpolation in ("nearest", "bilinear", "bicubic"):
-        light = brightness(
-            overlay(photo((90, 60)), cells, floor=floor, interpolation=interpolation)
-        )
-        assert light.max() == GREY
-        assert light.min() >= np.floor(floor * GREY)
+        seen = brightness(plain(photo((90, 60)), cells, floor=floor, interpolation=interpolation))
+        assert seen.max() == GREY
+        assert seen.min() >= np.floor(floor * GREY)
 
 
 def test_scale_own_peak_or_a_given_one() -> None:
     def lit(cells, **options):
-        return brightness(overlay(photo((60, 40)), cells, floor=0, **options)).max()
+        return brightness(plain(photo((60, 40)), cells, floor=0, **options)).max()
 
     assert lit(hot(1, 1)) == lit(100 * hot(1, 1)) == GREY
-    assert lit(hot(1, 1), peak=0.6) == pytest.approx(GREY / 2, abs=4)
+    assert lit(hot(1, 1), peak=0.6) == pytest.approx(GREY * light()[128], abs=4)
     assert lit(hot(1, 1), peak=0.01) == GREY  # above the peak: full, never brighter
 
 
@@ -119,26 +123,29 @@ def test_scale_own_peak_or_a_given_one() -> None:
     ids=["zero", "nan", "flat", "negative", "inf", "one cell", "tiny"],
 )
 def test_odd_maps_neither_crash_nor_whiten(style: str, cells: np.ndarray) -> None:
-    image = overlay(photo((50, 40)), cells, style)
+    image = overlay(photo((50, 40)), cells, style, floor=0.4)
     assert image.size == (50, 40)
     assert image.mode == "RGB"
     if style == "spotlight":
-        assert 0.4 * GREY - 1 <= brightness(image).min() <= brightness(image).max() <= GREY
+        lit = brightness(plain(photo((50, 40)), cells, floor=0.4))
+        assert 0.4 * GREY - 1 <= lit.min() <= lit.max() <= GREY
 
 
 def test_a_flat_map_lights_everything_and_a_zero_map_nothing() -> None:
     assert brightness(overlay(photo((50, 40)), np.full((7, 7), 0.02))).min() == GREY
-    assert brightness(overlay(photo((50, 40)), np.zeros((7, 7)))).max() == round(0.4 * GREY)
+    dark = overlay(photo((50, 40)), np.zeros((7, 7)), floor=0.4)
+    assert brightness(dark).max() == round(0.4 * GREY)
 
 
 def test_the_heat_map_tints_the_peak_and_spares_the_rest() -> None:
-    result = np.asarray(overlay(photo((60, 40)), hot(1, 4), "heatmap", interpolation="nearest"))
+    drawn = plain(photo((60, 40)), hot(1, 4), style="heatmap", interpolation="nearest")
+    result = np.asarray(drawn)
     left, top, right, bottom = cell_box(1, 4, (4, 6), (60, 40))
     inside = result[top:bottom, left:right].astype(int)
     assert (inside[..., 0] - inside[..., 2] > 40).all()  # yellow
     changed = (result != GREY).any(axis=2)
     assert changed.sum() == inside[..., 0].size
-    clear = overlay(photo((60, 40)), hot(1, 4), "heatmap", strength=0)
+    clear = plain(photo((60, 40)), hot(1, 4), style="heatmap", strength=0)
     assert (np.asarray(clear) == GREY).all()
 
 
@@ -165,6 +172,40 @@ def test_overlay_leaves_the_photo_alone_and_takes_every_mode() -> None:
         assert image.tobytes() == before
 
 
+# ------------------------------------------------------------------------------ the outline
+
+
+def test_half_of_the_mass_lies_at_or_above_the_half_level() -> None:
+    for seed in range(5):
+        weights = np.random.default_rng(seed).random((30, 40)) ** 3
+        level = half_level(weights)
+        assert weights[weights >= level].sum() >= weights.sum() / 2
+        assert weights[weights > level].sum() <= weights.sum() / 2
+    assert half_level(np.zeros((3, 3))) == np.inf
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_outline_surrounds_the_cells_of_half_the_mass(style: str) -> None:
+    image, cells = photo((240, 160)), hot(1, 4)
+    weights = spread_weights(cells, image.size)
+    before = np.asarray(plain(image, cells, style=style), float)
+    after = np.asarray(overlay(image, cells, style), float)
+    white = (after > 240).all(2) & (before < 240).any(2)
+    assert white.sum() > 80  # round the cell
+    slope = np.hypot(*np.gradient(weights))
+    away = np.abs(weights - half_level(weights)) / slope.clip(1e-6)
+    assert away[white].max() < 2  # pixels
+    assert np.array_equal(before[away > 6], after[away > 6])
+
+
+def test_a_map_without_slope_has_no_outline() -> None:
+    pixels = np.full((20, 30, 3), 99.0)
+    for weights in (np.ones((20, 30)), np.zeros((20, 30)), np.ones((1, 30)), np.ones((20, 1))):
+        assert np.array_equal(
+            outline(pixels[: len(weights)], weights, half_level(weights)), pixels[: len(weights)]
+        )
+
+
 # -------------------------------------------------------------------------------- word strips
 
 
@@ -186,13 +227,14 @@ def panels_of(sheet: Image.Image) -> list[tuple[int, int, int, int]]:
     ]
 
 
-WORDS = ["two", "dogs", "run", "on", "the", "sand"]
+PLAIN = {"style": "spotlight", "outlined": False}
+WORDS = ["two", "dogs", "run", "fast", "wet", "sand"]
 MAPS = np.stack([hot(i % 4, i) for i in range(6)])
 
 
 @pytest.mark.parametrize("size", [*SHAPES.values(), (3000, 2000)])
 def test_a_strip_has_one_panel_more_than_words_in_the_photos_shape(size) -> None:
-    sheet = word_strip(photo(size), WORDS, MAPS)
+    sheet = word_strip(photo(size), WORDS, MAPS, **PLAIN)
     boxes = panels_of(sheet)
     assert len(boxes) == 7
     for left, top, right, bottom in boxes:
@@ -206,7 +248,7 @@ def test_a_strip_has_one_panel_more_than_words_in_the_photos_shape(size) -> None
 def test_columns_and_panel_width_are_kept() -> None:
     for columns in (1, 3, 50):
         boxes = panels_of(
-            word_strip(photo((120, 80)), WORDS, MAPS, columns=columns, panel_width=150)
+            word_strip(photo((120, 80)), WORDS, MAPS, columns=columns, panel_width=150, **PLAIN)
         )
         assert len({box[0] for box in boxes}) == min(columns, 7)
         assert {box[2] - box[0] for box in boxes} == {150}
@@ -215,7 +257,7 @@ def test_columns_and_panel_width_are_kept() -> None:
 
 def test_panels_come_in_reading_order_photo_first() -> None:
     sheet = word_strip(
-        photo((120, 80)), WORDS, MAPS, columns=4, panel_width=120, interpolation="nearest"
+        photo((120, 80)), WORDS, MAPS, columns=4, panel_width=120, interpolation="nearest", **PLAIN
     )
     boxes = panels_of(sheet)
     panels = [brightness(sheet.crop(box)) for box in boxes]
@@ -228,8 +270,8 @@ def test_panels_come_in_reading_order_photo_first() -> None:
 
 
 def test_every_word_is_printed_below_its_panel_and_within_its_width() -> None:
-    words = ["a", "dog", "antidisestablishmentarianism" * 2]
-    sheet = word_strip(photo((120, 80)), words, MAPS[:3], columns=4, panel_width=120)
+    words = ["i", "dog", "antidisestablishmentarianism" * 2]
+    sheet = word_strip(photo((120, 80)), words, MAPS[:3], columns=4, panel_width=120, **PLAIN)
     boxes = sorted(panels_of(sheet))
     widths = []
     for left, _, right, bottom in boxes:
@@ -244,15 +286,27 @@ def test_every_word_is_printed_below_its_panel_and_within_its_width() -> None:
 
 def test_shared_scale_shows_which_word_looked_hardest() -> None:
     maps = np.stack([hot(1, 1), 0.1 * hot(1, 1)])
-    light = {}
+    seen = {}
     for shared in (False, True):
         sheet = word_strip(
-            photo((120, 80)), ["one", "two"], maps, columns=3, floor=0.2, shared_scale=shared
+            *(photo((120, 80)), ["one", "two"], maps),
+            **(PLAIN | {"columns": 3, "floor": 0.2, "shared_scale": shared}),
         )
         last = sorted(panels_of(sheet))[-1]
-        light[shared] = brightness(sheet.crop(last)).max()
-    assert light[False] > 110
-    assert light[True] < 45
+        seen[shared] = brightness(sheet.crop(last)).max()
+    assert seen[False] > 110
+    assert seen[True] < 45
+
+
+def test_function_words_are_pale() -> None:
+    maps = [hot(1, 1)] * 2
+    sheet = word_strip(photo((120, 80)), ["dog", "of"], maps, columns=3, panel_width=120)
+    width = (sheet.width - 42) // 3
+    dog, of = (brightness(sheet.crop((28 + i * width, 28, 148 + i * width, 108))) for i in (1, 2))
+    assert of.min() > dog.min() + 30
+    frames, _ = frames_of(animate(photo((120, 80)), ["dog", "of"], maps, size=120))
+    dog, of = (brightness(frame)[:70].min() for frame in frames[1:])
+    assert of > dog + 10
 
 
 def test_strips_survive_odd_captions() -> None:

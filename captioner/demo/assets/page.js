@@ -23,8 +23,27 @@
       button.title = "More files";
     }
   };
-  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
-  name();
+  // Mark the fields of mistakes, which Python can give a class only.
+  const mark = () => {
+    for (const field of document.querySelectorAll(".block :is(textarea, input)")) {
+      const wrong = String(field.closest(".block").classList.contains("wrong"));
+      if ((field.getAttribute("aria-invalid") ?? "false") !== wrong) field.setAttribute("aria-invalid", wrong);
+    }
+  };
+  const tidy = () => [name(), mark()];
+  new MutationObserver(tidy).observe(document.body, {
+    childList: true,
+    subtree: true,
+    attributeFilter: ["class"],
+  });
+  tidy();
+
+  // Gradio tells of a slider's new value when the pointer is released only.
+  document.addEventListener("keyup", (event) => {
+    const keys = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"];
+    if (!event.target.matches?.("input[type=range]") || !keys.includes(event.key)) return;
+    event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+  });
 
   document.addEventListener("paste", (event) => give(event, event.clipboardData));
   document.addEventListener("dragover", (event) => event.preventDefault());

@@ -1,24 +1,29 @@
-// The attention viewer. Gradio gives `element`, `props`, `trigger` and `watch`; overlay.js precedes.
+// The attention viewer. Gradio gives `element`, `props`, `trigger` and `watch`; overlay.js precedes,
+// actions.js follows.
 // All text is set as text, never as HTML: words and messages may hold anything.
 
 const FADE = 220; // milliseconds from one word's map to the next
-const BEAT = 950; // milliseconds that a word stays while playing
+const BEAT = 850; // milliseconds that a word stays while playing; a function word, half of it
+const SPOKEN = 5000; // milliseconds after which the live region is cleared
 const DETAIL = 224; // pixels of the overlay's longer side; the browser smooths the rest
 
 const find = (name) => element.querySelector("." + name);
 const root = find("viewer");
 const canvas = find("overlay");
-const ramp = bytes(props.ramp);
+const look = { light: bytes(props.light), heat: bytes(props.heat) };
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 let view = null; // the payload on show
 let chosen = 0; // which of its sentences
 let spreads = []; // its words' maps on the canvas, made when first needed
-let hovered = null; // words by number; the first that is not null is on show
+let hovered = null; // words by number; the first of these four that is not null is on show
 let focused = null;
 let pinned = null;
+let lit = null;
 let playing = null; // timer
-let now = { weights: null, presence: 0 }; // what the canvas shows
+let now = { weights: null, level: 0, presence: 0 }; // what the canvas shows
 let frame = 0; // pending animation frame
+let spoken = 0; // timer
 
 function make(tag, name, text = "") {
   const node = document.createElement(tag);
@@ -31,15 +36,24 @@ function make(tag, name, text = "") {
 const percent = (share) => (share < 0.01 ? "under 1" : String(Math.round(100 * share))) + " %";
 const sentence = () => view.sentences[chosen];
 
+function say(text) {
+  find("live").textContent = text;
+  clearTimeout(spoken);
+  spoken = setTimeout(() => (find("live").textContent = ""), SPOKEN);
+}
+
 // ------------------------------------------------------------------------------- what is on show
 
 function render() {
   stop();
   const next = props.value && typeof props.value === "object" ? props.value : null;
   const sameSentences = Boolean(next?.id && next.id === view?.id);
+  const before = view && sentence().text + view.photo;
   view = next?.sentences ? next : null;
   root.dataset.state = next?.error ? "error" : view ? "ready" : next?.notice ? "loading" : "empty";
-  find("message").textContent = next?.error || next?.notice || "Drop a photo, and read what it shows.";
+  find("message").textContent = next?.error || next?.notice || "Give a photo, and read what it shows.";
+  find("problem").textContent = next?.problem ?? "";
+  find("problem").hidden = !next?.problem;
   if (!view) return cancelAnimationFrame(frame); // no photo is left for a fade to end on
   root.dataset.style = view.style;
   if (sameSentences) {
@@ -52,25 +66,26 @@ function render() {
   const scale = DETAIL / Math.max(view.width, view.height);
   canvas.width = Math.max(1, Math.round(view.width * scale));
   canvas.height = Math.max(1, Math.round(view.height * scale));
-  now = { weights: null, presence: 0 };
+  now = { weights: null, level: 0, presence: 0 };
   renderCandidates();
   choose(view.chosen, false);
+  // A new sentence plays once, unless nobody sees it or wants it to move.
+  const seen = root.offsetParent !== null && !calm.matches;
+  if (seen && sentence().text + view.photo !== before) play(false);
 }
 
 function renderCandidates() {
-  const best = view.sentences[0].score;
   const rows = view.sentences.map((each, index) => {
     const row = make("button", "candidate");
     row.setAttribute("role", "radio");
     row.dataset.index = index;
     row.dataset.origin = each.origin;
-    const score = make("span", "score", each.score.toFixed(2).replace("-", "\u2212"));
-    score.title = "Score: the logarithm of the sentence's probability, nearer to 0 is likelier";
+    const chance = make("span", "chance", each.chance);
     const share = make("span", "share");
-    share.style.setProperty("--share", Math.min(1, Math.exp(each.score - best)));
+    share.style.setProperty("--share", each.share);
     row.append(make("span", "dot"), make("span", "text", each.text));
     if (each.origin === "yours") row.append(make("span", "tag", "yours"));
-    row.append(share, score);
+    row.append(share, chance);
     return row;
   });
   find("candidates").replaceChildren(...rows);
@@ -82,6 +97,7 @@ function choose(index, byPerson = true) {
   spreads = [];
   hovered = focused = pinned = null;
   const { words, text } = sentence();
+  lit = sentence().lit;
   find("photo").alt = text;
   const chips = words.map((word, number) => {
     const chip = make("button", "word", word.text);
@@ -102,31 +118,33 @@ function choose(index, byPerson = true) {
   }
   show();
   renderStrip();
-  find("live").textContent = text;
+  say(text);
   if (byPerson) trigger("select", { index: chosen });
 }
 
 // All words at once, each with its own small overlay.
 function renderStrip() {
   if (!view || find("strip").hidden) return;
-  const { style, strength } = view;
   const panels = sentence().words.map((word, index) => {
     const panel = make("button", "panel");
     panel.dataset.index = index;
     panel.tabIndex = -1; // the words above do the same
     panel.classList.toggle("on", index === pinned);
+    panel.classList.toggle("pale", word.pale);
     const picture = make("span", "picture");
     const photo = make("img", "small-photo");
     photo.src = view.photo;
     photo.alt = "";
     const small = make("canvas", "small-overlay");
     [small.width, small.height] = [canvas.width, canvas.height];
-    paint(small, weightsOf(index), { style, strength, presence: 1, ramp });
+    paint(small, weightsOf(index), { style: "heatmap", strength: props.strength, presence: 1, look });
+    stroke(small, contour(weightsOf(index), small.width, small.height, word.half), 1);
     picture.append(photo, small);
     panel.append(picture, make("span", "name", word.text));
     return panel;
   });
   find("strip").style.setProperty("--ratio", view.width / view.height);
+  find("strip").style.setProperty("--pale", props.pale);
   find("strip").replaceChildren(...panels);
 }
 
@@ -139,7 +157,7 @@ function describe(word) {
 
 function show() {
   if (!view) return;
-  const index = hovered ?? focused ?? pinned;
+  const index = hovered ?? focused ?? pinned ?? lit;
   root.dataset.word = index ?? "";
   for (const chip of find("words").children) {
     chip.classList.toggle("on", Number(chip.dataset.index) === index);
@@ -164,16 +182,20 @@ function fadeTo(index) {
   const from = { ...now };
   const presence = index === null ? 0 : 1;
   const weights = index === null ? now.weights : weightsOf(index);
-  if (!weights) return paintNow();
-  if (!from.weights || !from.presence) from.weights = weights;
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (!weights) {
+    root.dataset.fading = "false";
+    return paintNow();
+  }
+  const level = index === null ? now.level : sentence().words[index].half;
+  if (!from.weights || !from.presence) [from.weights, from.level] = [weights, level];
   const start = performance.now();
   root.dataset.fading = "true";
   const step = (time) => {
-    const t = calm ? 1 : Math.min(1, Math.max(0, (time - start) / FADE));
+    const t = calm.matches ? 1 : Math.min(1, Math.max(0, (time - start) / FADE));
     const ease = t * t * (3 - 2 * t);
     now = {
       presence: from.presence + (presence - from.presence) * ease,
+      level: from.level + (level - from.level) * ease,
       weights: t === 1 ? weights : weights.map((w, i) => from.weights[i] + (w - from.weights[i]) * ease),
     };
     paintNow();
@@ -185,26 +207,31 @@ function fadeTo(index) {
 
 function paintNow() {
   const { style, strength } = view;
-  if (now.weights) paint(canvas, now.weights, { style, strength, presence: now.presence, ramp });
-  else canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+  const [line, box] = [find("outline"), canvas.getBoundingClientRect()];
+  line.width = Math.round(box.width * devicePixelRatio); // which clears it as well
+  line.height = Math.round(box.height * devicePixelRatio);
+  if (!now.weights) return canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+  paint(canvas, now.weights, { style, strength, presence: now.presence, look });
+  if (now.presence) stroke(line, contour(now.weights, canvas.width, canvas.height, now.level), now.presence);
 }
+
+new ResizeObserver(() => view && paintNow()).observe(canvas); // the line is as sharp as the screen
 
 // --------------------------------------------------------------------------------------- playing
 
-function play() {
-  const count = sentence().words.length;
-  if (!count) return;
+function play(aloud) {
+  const { words } = sentence();
   let index = -1;
   const next = () => {
-    if (++index >= count) return stop();
+    if (++index >= words.length) return stop();
     hovered = index;
     show();
-    find("live").textContent = describe(sentence().words[index]);
-    playing = setTimeout(next, BEAT);
+    if (aloud) say(describe(words[index]));
+    playing = setTimeout(next, words[index].pale ? BEAT / 2 : BEAT);
   };
   pinned = focused = null;
   next();
-  markPlaying(true);
+  markPlaying(playing !== null);
 }
 
 function stop() {
@@ -264,12 +291,14 @@ words.addEventListener("click", (event) => {
   if (index === null) return;
   stop();
   pinned = pinned === index ? null : index;
+  lit = null; // from now on the visitor decides
   show();
-  if (pinned !== null) find("live").textContent = describe(sentence().words[index]);
+  if (pinned !== null) say(describe(sentence().words[index]));
 });
 words.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
-    hovered = pinned = focused = null;
+    stop();
+    hovered = pinned = focused = lit = null;
     return show();
   }
   rove(words.children, event, number(event, "word"))?.focus();
@@ -290,6 +319,13 @@ frameNode.addEventListener("pointermove", (event) => {
   });
   if (best === hovered) return;
   hovered = best;
+  show();
+});
+
+// A press on the image puts out what stays lit.
+frameNode.addEventListener("click", () => {
+  stop();
+  hovered = pinned = lit = null;
   show();
 });
 
@@ -324,7 +360,7 @@ candidates.addEventListener("keydown", (event) => {
   row.focus();
 });
 
-find("play").addEventListener("click", () => (playing === null ? play() : stop()));
+find("play").addEventListener("click", () => (playing === null ? play(true) : stop()));
 
 watch("value", render);
 render();

@@ -15,8 +15,8 @@ from captioner.batch.item import Result
 from captioner.demo.components import BATCH_QUEUE, files_input, read_asset
 from captioner.demo.downloads import CaptionTables
 from captioner.demo.models import Models
+from captioner.demo.payload import error_payload
 from captioner.demo.security import MAX_FILE_BYTES, MAX_IMAGES, MAX_UPLOAD_BYTES
-from captioner.demo.session import error_payload
 from captioner.demo.settings import Settings, decoding_options
 from captioner.demo.uploads import OpenedImage, Upload, caption_uploads, count_uploads
 from captioner.errors import CaptionerError

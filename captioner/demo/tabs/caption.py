@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
@@ -19,21 +18,12 @@ from captioner.demo.components import (
 )
 from captioner.demo.downloads import KINDS, make_file
 from captioner.demo.models import Models
+from captioner.demo.payload import error_payload, notice_payload, view_payload
 from captioner.demo.security import MAX_TEXT
-from captioner.demo.session import (
-    View,
-    caption_image,
-    error_payload,
-    notice_payload,
-    score_sentence,
-    view_payload,
-)
+from captioner.demo.session import View, caption_image, score_sentence
 from captioner.demo.settings import Settings, decoding_options
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, ImageError
 from captioner.tokenizer import tokenize
-
-if TYPE_CHECKING:
-    from captioner.api import Captioner
 
 
 def build(models: Models, examples: Sequence[str], start: Callable[[], View] | None) -> None:
@@ -52,27 +42,13 @@ def build(models: Models, examples: Sequence[str], start: Callable[[], View] | N
             own = sentence_input(
                 "Your own sentence: how likely does the model find it?", elem_id="own"
             )
-            with gr.Row(elem_id="downloads"):
-                takes = {
-                    kind: gr.Button(label, size="sm", elem_id=f"take-{kind}")
-                    for kind, label in KINDS.items()
-                }
         with (
             gr.Column(elem_classes="settings"),
             gr.Accordion("Settings", open=False, elem_id="settings"),
         ):
             settings = Settings(models)
-    state = connect(
-        models, image, own, viewer, settings, settings.looks, start, partial(on_settings, models)
-    )
-    ready = gr.DownloadButton(visible=False)
-    for kind, button in takes.items():
-        button.click(
-            partial(on_download, ready.GRADIO_CACHE, kind),
-            [state, *settings.looks],
-            ready,
-            **MODEL_QUEUE,
-        ).success(None, ready, None, js=read_asset("download.js"))
+    search_again = partial(on_settings, models)
+    connect(models, image, own, viewer, settings, settings.looks, start, search_again)
 
 
 def sentence_input(label: str, elem_id: str) -> gr.Textbox:
@@ -97,7 +73,7 @@ def connect(
     start: Callable[[], View] | None,
     search_again: Callable[..., tuple[Any, ...]],
     *also_shown: Any,
-) -> gr.State:
+) -> None:
     """Attach the events of a viewer.
 
     Args:
@@ -105,35 +81,46 @@ def connect(
         image: The input of the image.
         own: The input of the visitor's own sentence.
         viewer: The viewer.
-        settings: Its settings.
+        settings: Its settings; mistakes in them are told at their fields.
         looks: Style and strength of its overlay.
         start: Returns what is shown before an image is given; None shows nothing.
         search_again: Handles changed settings, as `on_settings` does.
         *also_shown: Components that `search_again` sets besides.
-
-    Returns:
-        The viewer's state: a `View` or None.
     """
-    state = gr.State(None, time_to_live=3600)
+    state = gr.State(None, time_to_live=3600)  # a `View` or None
     shown, given = [viewer, state], [settings.model, *looks, *settings.search]
+    searching = MODEL_QUEUE | {"show_progress_on": viewer}
     if start:
         gr.on(None, partial(on_start, start), None, shown, **START_QUEUE)
-    image.change(partial(on_image, models), [image, *given], shown, **MODEL_QUEUE)
+    image.change(
+        settings.told(models, partial(on_image, models)),
+        [image, state, *given],
+        [*shown, *settings.words],
+        **searching,
+    )
     gr.on(
         settings.changes,
-        search_again,
+        settings.told(models, search_again, len(also_shown)),
         [image, state, *given],
-        [*shown, *also_shown],
+        [*shown, *also_shown, *settings.words],
         trigger_mode="always_last",
-        **MODEL_QUEUE,
+        **searching,
     )
     own.submit(
-        partial(on_sentence, models), [own, state, settings.model, *looks], shown, **MODEL_QUEUE
+        partial(on_sentence, models), [own, state, settings.model, *looks], shown, **searching
     )
     viewer.select(on_choice, state, state, queue=False, api_visibility="private")
     changes = [each.change for each in looks]
     gr.on(changes, None, [viewer, *looks], viewer, js=read_asset("restyle.js"))
-    return state
+    ready = gr.DownloadButton(visible=False)
+
+    def save(view: View | None, style: str, strength: float, event: gr.EventData) -> str:
+        kind = str(event._data.get("kind") if isinstance(event._data, dict) else None)
+        return on_save(ready.GRADIO_CACHE, view, kind, style, strength)
+
+    viewer.save(save, [state, *looks], ready, **MODEL_QUEUE).success(
+        None, ready, None, js=read_asset("download.js")
+    )
 
 
 def on_start(start: Callable[[], View]) -> tuple[dict[str, Any], View]:
@@ -143,15 +130,26 @@ def on_start(start: Callable[[], View]) -> tuple[dict[str, Any], View]:
 
 
 def on_image(
-    models: Models, path: str | None, model: str, style: str, strength: float, *search: Any
+    models: Models,
+    path: str | None,
+    view: View | None,
+    model: str,
+    style: str,
+    strength: float,
+    *search: Any,
 ) -> tuple[dict[str, Any] | None, View | None]:
-    """Caption an image; return what the viewer shows, and the visitor's state."""
+    """Caption an image; return what the viewer shows, and the visitor's state.
+
+    Where that fails, the image before stays, with the reason above it.
+    """
     if not path:
         return None, None
     try:
-        view = _caption(models[model], path, *search)
+        view = caption_image(models[model], path, decoding_options(*search))
     except CaptionerError as error:
-        return error_payload(str(error)), None
+        if view is None:
+            return error_payload(str(error)), None
+        return view_payload(view, style, strength, problem=str(error)), view
     return view_payload(view, style, strength), view
 
 
@@ -172,18 +170,14 @@ def on_settings(
     path = path or (view.source if view else None)
     if not path:
         return None, None
-    view = _caption(models[model], path, *search)
-    return view_payload(view, style, strength), view
-
-
-def _caption(captioner: Captioner, path: str, *search: Any) -> View:
     options = decoding_options(*search)
-    view = caption_image(captioner, path, options)
-    unknown = [word for word in options["ban"] if word.lower() not in captioner.vocabulary]
-    if unknown:
-        words = html.escape(", ".join(unknown), quote=False)
-        gr.Info(f"The model does not know what is banned here, and never writes it: {words}")
-    return view
+    try:
+        view = caption_image(models[model], path, options)
+    except ImageError:
+        if view is None or view.source == path:
+            raise
+        view = caption_image(models[model], view.source, options)  # the last one that could be read
+    return view_payload(view, style, strength), view
 
 
 def on_sentence(
@@ -199,9 +193,9 @@ def on_sentence(
     return view_payload(view, style, strength), view
 
 
-def on_download(cache: str, kind: str, view: View | None, style: str, strength: float) -> str:
+def on_save(cache: str, view: View | None, kind: str, style: str, strength: float) -> str:
     """Write a file for the visitor into Gradio's cache."""
-    if view is None:
+    if view is None or kind not in KINDS:
         raise gr.Error("Give a photo first.", print_exception=False)
     name, content = make_file(view, kind, style, strength)
     path: str = save_bytes_to_cache(content, name, cache)

@@ -10,7 +10,8 @@ import gradio as gr
 
 from captioner.demo.components import attention_viewer, image_input, read_asset
 from captioner.demo.models import Models
-from captioner.demo.session import View, notice_payload
+from captioner.demo.payload import notice_payload
+from captioner.demo.session import View
 from captioner.demo.settings import BEAM, DIVERSE, Settings, overlay_looks
 from captioner.demo.tabs import caption as caption_tab
 
