@@ -119,8 +119,8 @@ def word_notes(
         An update for each field, and whether no search is possible.
     """
     ban = options["ban"]
-    banned = _refusal(vocabulary, ban=ban)
-    required = "" if banned else _refusal(vocabulary, ban=ban, require=options.get("require", ()))
+    banned = _refusal(vocabulary, ban)
+    required = "" if banned else _refusal(vocabulary, ban, options.get("require", ()))
     unknown = [word for word in ban if word.lower() not in vocabulary]
     hint = f"Unknown to the model, so never written: {', '.join(unknown)}" if unknown else ""
     notes = [
@@ -130,10 +130,10 @@ def word_notes(
     return notes, bool(required or banned)
 
 
-def _refusal(vocabulary: Vocabulary, **words: Sequence[str]) -> str:
+def _refusal(vocabulary: Vocabulary, ban: Sequence[str], require: Sequence[str] = ()) -> str:
     """Return why no sentence can have, or do without, these words; empty if one can."""
     try:
-        check_words(vocabulary, **words)
+        check_words(vocabulary, ban=ban, require=require)
     except ConfigError as error:
         return str(error)
     return ""
