@@ -111,7 +111,7 @@ class DeviceBeams:
         ):
             record.index_copy_(0, time, new[None])
         rows.reorder(parents)
-        rows.words.copy_(words)
+        rows.say(words)
 
         # log P can only fall, and is divided by most.
         bound = totals.amax(1) / self._largest_divisor.index_select(0, time)

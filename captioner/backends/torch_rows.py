@@ -70,6 +70,13 @@ class Rows:
         self.over = torch.zeros(1, dtype=torch.bool, device=device)
         self._forbidden = torch.zeros(size, device=device)
         self._forbidden[[id for id in forbidden_ids(options) if id < size]] = -torch.inf
+        # Which words each row has said that it must not say again, if there are such words.
+        self._once = torch.zeros(size, dtype=torch.bool, device=device)
+        self._said: Tensor | None = None
+        if options.may_repeat is not None:
+            self._once[len(Vocabulary.SPECIALS) :] = True
+            self._once[[id for id in options.may_repeat if id < size]] = False
+            self._said = torch.zeros(*shape, size, dtype=torch.bool, device=device)
         self.maps = torch.zeros(self.steps, batch, rows, values.shape[1], device=device)
 
     @property
@@ -88,6 +95,8 @@ class Rows:
         self.words.fill_(Vocabulary.START)
         self.time.zero_()
         self.over.zero_()
+        if self._said is not None:
+            self._said.zero_()
 
     def predict(self) -> Tensor:
         """Feed the previous words: log-probabilities (B, K, V) of those that may follow."""
@@ -97,11 +106,20 @@ class Rows:
         self.maps.index_copy_(0, self.time, result.attention.float()[None])
         log_probs = result.logits.float().log_softmax(-1) + self._forbidden
         log_probs[..., Vocabulary.END].masked_fill_(self.time < self._min_length, -torch.inf)
+        if self._said is not None:
+            log_probs.masked_fill_(self._said, -torch.inf)
         return log_probs
+
+    def say(self, words: Tensor) -> None:
+        """Go on with these words (B, K)."""
+        self.words.copy_(words)
+        if self._said is not None:
+            self._said.scatter_(-1, words[..., None], self._once[words][..., None])
 
     def reorder(self, parents: Tensor) -> None:
         """Let row k of each image continue its row `parents[:, k]`: (B, K)."""
-        for buffer in self._state:
+        for buffer in (*self._state, *[self._said] * (self._said is not None)):
+            assert buffer is not None
             buffer.copy_(buffer.gather(1, parents[..., None].expand_as(buffer)))
 
 

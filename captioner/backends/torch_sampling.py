@@ -113,7 +113,7 @@ class DeviceSampling:
         self._words.index_copy_(0, rows.time, words[None])
         self._scores.index_copy_(0, rows.time, scores[None])
         self._done.copy_(over | (words == Vocabulary.END))
-        rows.words.copy_(words)
+        rows.say(words)
         rows.over.copy_(self._done.all())
         rows.time += 1
 

@@ -194,6 +194,12 @@ def _add_search_arguments(parser: argparse.ArgumentParser, num_captions: bool = 
     add("--require", action="append", metavar="WORD", help="always use this word; repeatable")
     add("--prefix", metavar="TEXT", help="begin every caption with these words")
     add(
+        "--repeat-words",
+        action="store_true",
+        default=None,
+        help="let a caption use a word twice that is no function word such as 'a' or 'of'",
+    )
+    add(
         "--diverse",
         dest="groups",
         type=_positive,

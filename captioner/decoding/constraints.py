@@ -22,7 +22,8 @@ def constrain(words: np.ndarray, log_probs: np.ndarray, options: DecodingOptions
     Args:
         words: (B, K, T) ids so far, without START.
         log_probs: (B, K, V) of the next word.
-        options: Prefix, banned words, lengths, n-grams that must not repeat, required words.
+        options: Prefix, banned words, lengths, n-grams and words that must not repeat, required
+            words.
     """
     if words.shape[-1] < len(options.prefix_ids):
         forced = options.prefix_ids[words.shape[-1]]
@@ -37,6 +38,10 @@ def constrain(words: np.ndarray, log_probs: np.ndarray, options: DecodingOptions
         log_probs[..., Vocabulary.END][missing_words(words, options).any(-1)] = -np.inf
     if options.no_repeat_ngram:
         forbid_repeats(words, log_probs, options.no_repeat_ngram)
+    if options.may_repeat is not None:
+        may_come_again = np.isin(words, (*options.may_repeat, Vocabulary.UNK))
+        said = np.where(may_come_again, Vocabulary.PAD, words)  # PAD is forbidden anyway
+        np.put_along_axis(log_probs, said, -np.inf, -1)
 
 
 def forbidden_ids(options: DecodingOptions) -> list[int]:
@@ -66,17 +71,19 @@ def check_vocabulary(options: DecodingOptions, size: int) -> bool:
     """Check ids against a vocabulary of this size.
 
     Returns:
-        Whether a sentence can be left without an allowed next word, because n-grams that must not
-        repeat use up a small vocabulary.
+        Whether a sentence can be left without an allowed next word, because n-grams or words that
+        must not repeat use up a small vocabulary.
 
     Raises:
         ConfigError: All words are banned, or an id of the options is not in the vocabulary.
     """
-    free = size - len({*forbidden_ids(options), Vocabulary.END})
+    never = {*forbidden_ids(options), Vocabulary.END}
+    free = size - len(never)
     if free <= 0:
         raise ConfigError("every word is banned")
     if max((*options.required, *options.prefix_ids), default=0) >= size:
         raise ConfigError(
             f"a required id or one of the prefix is outside the vocabulary of {size} entries"
         )
-    return options.no_repeat_ngram > 0 and free <= options.max_length
+    once = options.may_repeat is not None and never.issuperset(options.may_repeat)
+    return (options.no_repeat_ngram > 0 or once) and free <= options.max_length

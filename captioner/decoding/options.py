@@ -9,9 +9,11 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from captioner.errors import ConfigError
+from captioner.metrics.coco_categories import word_class
 from captioner.tokenizer import Vocabulary, tokenize
 
 SPECIALS = (Vocabulary.PAD, Vocabulary.START, Vocabulary.UNK)
+_ENGLISH = 30  # function words that an English vocabulary knows at least; there are about 120
 LengthPenalty: TypeAlias = "float | Literal['average']"
 
 
@@ -46,6 +48,7 @@ class DecodingOptions:
             model might have said there.
         banned: Ids that are never produced; PAD and START never are in any case.
         required: Ids that every sentence contains (constrained beam search).
+        may_repeat: Ids that a sentence may contain more than once; None for all.
         prefix_ids: Ids that every sentence begins with, in this order. The model scores them like
             all words; lengths count them, and only later words must not repeat n-grams.
 
@@ -70,6 +73,7 @@ class DecodingOptions:
     alternatives: int = 0
     banned: Sequence[int] = SPECIALS
     required: Sequence[int] = ()
+    may_repeat: Sequence[int] | None = None
     prefix_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
@@ -170,10 +174,12 @@ class OptionArguments(TypedDict, total=False):
     alternatives: int
     banned: Sequence[int]
     required: Sequence[int]
+    may_repeat: Sequence[int] | None
     prefix_ids: Sequence[int]
     ban: Iterable[str]
     require: Iterable[str]
     prefix: str
+    repeat_words: bool
 
 
 class CallArguments(OptionArguments, total=False):
@@ -183,13 +189,13 @@ class CallArguments(OptionArguments, total=False):
     workers: int | None
 
 
-_ID_OPTIONS = ("banned", "required", "prefix_ids")
+_ID_OPTIONS = ("banned", "required", "may_repeat", "prefix_ids")
 OPTION_NAMES = tuple(
     field.name for field in fields(DecodingOptions) if field.name not in _ID_OPTIONS
 )
 """The options that take numbers, as in Python, on the command line and in results files."""
-WORD_OPTIONS = ("ban", "require", "prefix")
-"""The options that take words, which `decoding_options` turns into ids."""
+WORD_OPTIONS = ("ban", "require", "prefix", "repeat_words")
+"""The options about words, which `decoding_options` turns into ids."""
 _ALSO_CALLED = {"diverse": "groups", "captions": "num_captions", "n": "num_captions"}
 
 
@@ -199,6 +205,7 @@ def decoding_options(
     ban: Iterable[str] = (),
     require: Iterable[str] = (),
     prefix: str = "",
+    repeat_words: bool = False,
     **options: Any,
 ) -> DecodingOptions:
     """Make decoding options, with words instead of ids.
@@ -208,6 +215,9 @@ def decoding_options(
         ban: Words that no sentence contains; one that the model does not know changes nothing.
         require: Words that every sentence contains.
         prefix: Text that every sentence begins with; empty for none.
+        repeat_words: Let a sentence contain a word twice that is no function word. Without it "a
+            girl in a blue shirt is wearing a blue shirt" is impossible. Only for English: with a
+            vocabulary of another language, all words may repeat in any case.
         **options: Further fields of `DecodingOptions`.
 
     Raises:
@@ -239,14 +249,22 @@ def decoding_options(
             raise ConfigError(f"the model does not know {name}{hint}")
         if word in banned:
             raise ConfigError(f"the word {word!r} is banned and {place}")
+    repeatable = None if repeat_words else _function_words(vocabulary)
     return DecodingOptions(
         **{
             **options,
             "banned": (*options.get("banned", SPECIALS), *vocabulary.encode(banned)),
             "required": (*options.get("required", ()), *vocabulary.encode(required)),
+            "may_repeat": options.get("may_repeat", repeatable),
             "prefix_ids": (*options.get("prefix_ids", ()), *vocabulary.encode(begun)),
         }
     )
+
+
+def _function_words(vocabulary: Vocabulary) -> tuple[int, ...] | None:
+    """Return the ids of the English function words; None if the vocabulary is not English."""
+    known = [word for word in vocabulary.words if word_class(word) == "function"]
+    return tuple(vocabulary.encode(known)) if len(known) >= _ENGLISH else None
 
 
 def _one_word(text: str) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,25 @@ def test_no_beam_finishes():
     found = DeviceSearch(decoder).hypotheses(memory, options)
     assert_all_same(found, beam_search(decoder, memory, options))
     assert all(not h.finished and len(h.words) == 5 for sentences in found for h in sentences)
+
+
+@pytest.mark.parametrize("drawing", [{"beam": 3}, {"sample": True, "num_captions": 3}])
+def test_words_that_must_not_repeat_are_the_same(drawing):
+    decoder, memory = varied(seed=4, bias=-1.0)
+    free = DecodingOptions(max_length=12, **drawing)
+    options = replace(free, may_repeat=(5, 6))
+    found, freely = (
+        DeviceSearch(decoder).hypotheses(memory, each, KEYS) for each in (options, free)
+    )
+    search = sample if options.sample else beam_search
+    assert_all_same(found, search(decoder, memory, options, *[KEYS] * options.sample))
+
+    def repeating(hypotheses):
+        words = [h.words for sentences in hypotheses for h in sentences]
+        return any(one.count(word) > 1 for one in words for word in set(one) - {3, 5, 6})
+
+    assert repeating(freely)
+    assert not repeating(found)
 
 
 def test_equal_scores_are_found_all_the_same():

@@ -58,6 +58,11 @@ def is_allowed(words, options):
             options.no_repeat_ngram
             and repeats(words, options.no_repeat_ngram, len(options.prefix_ids))
         )
+        and not any(
+            word in words[:place] and word not in options.may_repeat
+            for place, word in enumerate(words)
+            if options.may_repeat is not None and place >= len(options.prefix_ids)
+        )
     )
 
 
@@ -83,7 +88,11 @@ def all_sentences(decoder, memory, options):
         {"required": (6, 4), "length_penalty": 1.0},
         {"required": (4, 5, 6), "no_repeat_ngram": 2},
         {"required": (5,), "banned": (0, 1, 3, 4), "min_length": 3, "length_penalty": "average"},
+        {"may_repeat": (5,)},
+        {"may_repeat": (), "min_length": 2},
+        {"may_repeat": (4,), "required": (4, 6)},
         {"prefix_ids": (5,)},
+        {"prefix_ids": (5,), "may_repeat": (6,)},
         {"prefix_ids": (4, 4), "no_repeat_ngram": 1, "length_penalty": "average"},
         {"prefix_ids": (6, 5, 6)},
         {"prefix_ids": (5,), "required": (5, 4), "banned": (0, 1, 3, 6)},
@@ -362,3 +371,17 @@ def test_editors_know_every_option():
     assert words.keys() <= inspect.signature(decoding_options).parameters.keys()
     more = typing.get_type_hints(CallArguments).keys() - known.keys() - words.keys()
     assert more < inspect.signature(Captioner.stream).parameters.keys()
+
+
+def test_words_of_english_do_not_repeat_unless_they_may():
+    """By default, for function words and for vocabularies of other languages they may."""
+    english = "a an the this that these in on at to from by for is are was of with and or"
+    english += " his her its their it he she they two up down out over near while who"
+    vocabulary = Vocabulary((*Vocabulary.SPECIALS, *english.split(), "shirt", "blue"))
+    may = decoding_options(vocabulary).may_repeat
+    assert may is not None
+    assert {"a", "the", "with"} <= {vocabulary.words[id] for id in may}
+    assert not {"shirt", "blue"} & {vocabulary.words[id] for id in may}
+    assert decoding_options(vocabulary, repeat_words=True).may_repeat is None
+    german = Vocabulary((*Vocabulary.SPECIALS, "ein", "in", "an", "hund", "der", "was"))
+    assert decoding_options(german).may_repeat is None
