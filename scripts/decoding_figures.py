@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,27 +23,29 @@ from captioner import Captioner
 from captioner.data.annotations import read_captions
 from captioner.decoding.beam_search import beam_search
 from captioner.decoding.mbr import choose
-from captioner.decoding.options import DecodingOptions
+from captioner.decoding.options import DecodingOptions, OptionArguments, decoding_options
 from captioner.decoding.sampling import image_key, sample
 from captioner.metrics.coco_caption import score_captions
+from captioner.metrics.diversity import measure_diversity
 from captioner.tokenizer import tokenize
 
 BATCH = 32
-WAYS = {
-    "greedy: `--beam 1`": DecodingOptions(beam=1),
-    "`--beam 3` (the default)": DecodingOptions(beam=3),
-    "`--beam 5`": DecodingOptions(beam=5),
-    "`--beam 10`": DecodingOptions(beam=10),
-    "`--beam 5 --length-penalty 1`": DecodingOptions(beam=5, length_penalty=1.0),
-    "`--beam 5 --length-penalty average`": DecodingOptions(beam=5, length_penalty="average"),
-    "`--no-repeat-ngram 2`": DecodingOptions(beam=3, no_repeat_ngram=2),
-    "`--beam 6 --diverse 3`": DecodingOptions(beam=6, groups=3),
-    "`--mbr 10`": DecodingOptions(beam=10, mbr=10),
-    "`--sample`": DecodingOptions(sample=True),
-    "`--sample --top-p 0.9`": DecodingOptions(sample=True, top_p=0.9),
-    "`--sample --temperature 0.5`": DecodingOptions(sample=True, temperature=0.5),
-    "`--sample --temperature 0.5 --mbr 5`": DecodingOptions(sample=True, temperature=0.5, mbr=5),
-    "`--sample --temperature 0.5 --mbr 20`": DecodingOptions(sample=True, temperature=0.5, mbr=20),
+WAYS: dict[str, OptionArguments] = {
+    "greedy: `--beam 1`": {"beam": 1},
+    "`--beam 3` (the default)": {"beam": 3},
+    "`--beam 5`": {"beam": 5},
+    "`--beam 10`": {"beam": 10},
+    "`--beam 5 --length-penalty 1`": {"beam": 5, "length_penalty": 1.0},
+    "`--beam 5 --length-penalty average`": {"beam": 5, "length_penalty": "average"},
+    "`--repeat-words`": {"beam": 3, "repeat_words": True},
+    "`--no-repeat-ngram 2`": {"beam": 3, "no_repeat_ngram": 2},
+    "`--beam 6 --diverse 3`": {"beam": 6, "groups": 3},
+    "`--mbr 10`": {"beam": 10, "mbr": 10},
+    "`--sample`": {"sample": True},
+    "`--sample --top-p 0.9`": {"sample": True, "top_p": 0.9},
+    "`--sample --temperature 0.5`": {"sample": True, "temperature": 0.5},
+    "`--sample --temperature 0.5 --mbr 5`": {"sample": True, "temperature": 0.5, "mbr": 5},
+    "`--sample --temperature 0.5 --mbr 20`": {"sample": True, "temperature": 0.5, "mbr": 20},
 }
 
 
@@ -64,22 +65,24 @@ def main() -> None:
         keys.append([image_key(square.tobytes()) for square in squares])
         memories.append(captioner.encode(np.stack(squares)))
     references = [example.captions for example in examples]
+    words_of_people = [[tokenize(text) for text in captions] for captions in references]
     print(f"{len(examples)} photos\n")
-    print("| | CIDEr-D | BLEU-4 | words | unique captions | cost |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("| | CIDEr-D | BLEU-4 | words | unique captions | repeat a word | cost |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     decode(captioner, memories[:1], keys[:1], DecodingOptions())  # the first call allocates
     greedy = 0.0
-    for name, search in WAYS.items():
+    for name, way in WAYS.items():
+        search = decoding_options(captioner.vocabulary, **way)
         start = time.process_time()
         captions = decode(captioner, memories, keys, search)
         cost = time.process_time() - start
         greedy = greedy or cost
         scores = score_captions([tokenize(text) for text in captions], references).summary()
         words = statistics.mean(len(caption.split()) for caption in captions)
-        once = sum(count == 1 for count in Counter(captions).values()) / len(captions)
+        told = measure_diversity([tokenize(text) for text in captions], words_of_people)
         print(
             f"| {name} | {scores['cider']:.3f} | {100 * scores['bleu4']:.1f} | {words:.1f} "
-            f"| {100 * once:.0f} % | {cost / greedy:.1f} |",
+            f"| {100 * told.distinct_captions:.0f} % | {told.repeating} | {cost / greedy:.1f} |",
             flush=True,
         )
     print(f"\ngreedy: {1000 * greedy / len(examples):.1f} ms of processor a photo")
