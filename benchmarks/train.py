@@ -36,7 +36,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from captioner.config import Config, load_config
 from captioner.data.annotations import Example
-from captioner.data.dataset import CaptionBatch, CaptionDataset, make_loader
+from captioner.data.caption_batch import CaptionBatch
+from captioner.data.dataset import CaptionDataset, make_loader
 from captioner.data.features import build_features
 from captioner.data.sampler import LengthAwareSampler
 from captioner.models.caption_model import CaptionModel

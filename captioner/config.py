@@ -217,6 +217,8 @@ class OptimConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     accumulate: Count = 1
     """Parts that a batch is computed in, one after the other, to save memory."""
+    cuda_graphs: bool = True
+    """Run steps as CUDA graphs where it can be done: on one GPU, without hard attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +253,8 @@ class Config:
 
     out: FilePath = "runs/captioner"
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    deterministic: bool = False
+    """Give equal weights for equal seeds on a GPU too, which is slower."""
     init: FilePath | None = None
     """Checkpoint whose weights and vocabulary training starts from."""
     device: str = "auto"

@@ -54,8 +54,9 @@ def test_a_recipe_trains_a_step_and_captions(tmp_path, path):
     trainer = Trainer(config)
     trainer.model.train()
     (batch,) = trainer.loader
-    parts, norm = trainer._train_step(batch)
-    assert norm > 0
+    values = trainer._train_step(batch)
+    parts = dict(zip(trainer.train_step.names, values.tolist(), strict=True))
+    assert parts["gradient_norm"] > 0
     assert parts.keys() & {"cross_entropy", "reward"}
     trainer.model.eval()
     metrics, _ = validate(trainer.model, trainer.vocabulary, trainer.data, config, trainer.device)

@@ -21,18 +21,17 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captioner.data.annotations import Example
+from captioner.data.caption_batch import CaptionBatch
 from captioner.data.feature_cache import FeatureCache
 from captioner.data.sampler import Key, LengthAwareSampler
 from captioner.errors import DataError, ImageError
@@ -46,47 +45,6 @@ _TIMEOUT = 600.0  # seconds without a batch from the workers, after which the tr
 
 _MIRROR = {"left": "right", "leftmost": "rightmost", "leftward": "rightward"}
 _MIRROR |= {right: left for left, right in _MIRROR.items()}
-
-
-@dataclass
-class CaptionBatch:
-    """Images with their captions.
-
-    Attributes:
-        images: (B, S, S, 3) uint8 for `Preprocess.normalize`, or None where features are given.
-        features: One fp16 or bf16 tensor (B, C_s, H_s, W_s) per encoder stage, or None.
-        captions: (B, C, T) int64: START, words, END, then PAD; the longest of an image first.
-        lengths: (B, C) int64, number of targets (words and END); 0 for an absent caption.
-        indices: (B,) int64, places of the images in the dataset.
-    """
-
-    images: Tensor | None
-    features: list[Tensor] | None
-    captions: Tensor
-    lengths: Tensor
-    indices: Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> CaptionBatch:
-        """Return the batch on a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def split(self, parts: int) -> list[CaptionBatch]:
-        """Split the batch into at most `parts` parts; part p takes items p, p + parts, ..."""
-        parts = min(parts, len(self.indices))
-        return [self._map(itemgetter(slice(part, None, parts))) for part in range(parts)]
-
-    def pin_memory(self) -> CaptionBatch:
-        """Return the batch in page-locked memory (called by the DataLoader)."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> CaptionBatch:
-        return CaptionBatch(
-            images=None if self.images is None else function(self.images),
-            features=None if self.features is None else [function(f) for f in self.features],
-            captions=function(self.captions),
-            lengths=function(self.lengths),
-            indices=function(self.indices),
-        )
 
 
 @dataclass
@@ -299,7 +257,7 @@ def _collate_to_share(items: Sequence[CaptionItem]) -> CaptionBatch:
     """
     batch = collate(items)
     try:
-        return batch._map(lambda tensor: tensor.share_memory_())
+        return batch.map(lambda tensor: tensor.share_memory_())
     except (RuntimeError, OSError) as error:
         raise DataError(_no_shared_memory(error)) from error
 

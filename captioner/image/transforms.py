@@ -91,8 +91,11 @@ class Preprocess:
         """
         import torch
 
-        std = torch.tensor(self.std, device=batch.device).view(3, 1, 1)
-        mean = torch.tensor(self.mean, device=batch.device).view(3, 1, 1)
+        def channels(values: tuple[float, float, float]) -> torch.Tensor:
+            # Made on the device: a CUDA graph cannot hold a copy from the host.
+            return torch.stack([torch.full((1, 1), v, device=batch.device) for v in values])
+
+        std, mean = channels(self.std), channels(self.mean)  # (3, 1, 1)
         pixels = batch.permute(0, 3, 1, 2).to(torch.float32)  # (B, 3, S, S)
         return pixels.mul_(1 / (255 * std)).sub_(mean / std)
 

@@ -108,7 +108,7 @@ class Attention(nn.Module):
         keys = self.key(features)
         if self.config.kind == "additive":  # its score runs in fp32; autocast hands out bf16
             keys = keys.float()
-        spread = neighbour_spread(*size).to(keys.device) if self.config.smooth else None
+        spread = neighbour_spread(*size, keys.device) if self.config.smooth else None
         return Memory(values, keys, size, spread)
 
     def forward(self, query: Tensor, memory: Memory) -> AttentionOutput:
@@ -171,7 +171,7 @@ class Attention(nn.Module):
         return AttentionOutput(self.out(context), weights.mean(1))
 
 
-def neighbour_spread(height: int, width: int) -> Tensor:
+def neighbour_spread(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """The smoothing of maps as a matrix: (L, L), each row sums to 1.
 
     Along each axis a cell keeps half of its weight and gives a quarter to either neighbour; at the
@@ -179,7 +179,8 @@ def neighbour_spread(height: int, width: int) -> Tensor:
     """
 
     def axis(length: int) -> Tensor:
-        distance = (torch.arange(length)[:, None] - torch.arange(length)).abs()
+        places = torch.arange(length, device=device)
+        distance = (places[:, None] - places).abs()
         shares = (2.0 - distance).clamp(min=0)
         return shares / shares.sum(1, keepdim=True)
 

@@ -123,7 +123,8 @@ class Encoder(nn.Module):
         if self.laterals:
             features = F.relu(features)
         if self.refine is not None:
-            positions = _positions(height, width, self.feature_size).to(features)
+            positions = _positions(height, width, self.feature_size, features.device)
+            positions = positions.to(features.dtype)
             features = self.refine(features + positions)
         if self.training and self.config.dropout:  # whole channels, the same in all cells
             features = self.dropout(features.transpose(1, 2)).transpose(1, 2).contiguous()
@@ -189,12 +190,14 @@ def _pooling_shares(length: int, side: int) -> Tensor:
     return F.adaptive_avg_pool1d(torch.eye(length), side).T
 
 
-def _positions(height: int, width: int, size: int) -> Tensor:
+def _positions(height: int, width: int, size: int, device: torch.device) -> Tensor:
     """Sinusoidal codes of row and column, half of the channels each: (1, L, D)."""
 
     def axis(length: int, channels: int) -> Tensor:
-        rates = torch.exp(torch.arange(0, channels, 2) * (-9.21 / channels))  # 9.21 = ln 10,000
-        angles = torch.arange(length)[:, None] * rates
+        rates = torch.exp(
+            torch.arange(0, channels, 2, device=device) * (-9.21 / channels)
+        )  # 9.21 = ln 10,000
+        angles = torch.arange(length, device=device)[:, None] * rates
         return torch.stack((angles.sin(), angles.cos()), -1).flatten(1)[:, :channels]
 
     half = size // 2

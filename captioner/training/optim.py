@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from captioner.config import OptimConfig
 from captioner.models.caption_model import CaptionModel
@@ -51,37 +51,77 @@ def build_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-class AveragedWeights(AveragedModel):
+def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let an optimizer's steps run in a CUDA graph: the rates become tensors, filled in place."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+        group["capturable"] = device.type == "cuda"
+
+
+def plain_rates(state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's or a schedule's state with rates as numbers, for the training state.
+
+    So a training that ran as CUDA graphs can go on without them, and the other way round.
+    """
+    state = dict(state)
+    if "param_groups" in state:
+        state["param_groups"] = [
+            {**group, "lr": float(group["lr"]), "capturable": False}
+            for group in state["param_groups"]
+        ]
+    if "_last_lr" in state:
+        state["_last_lr"] = [float(rate) for rate in state["_last_lr"]]
+    return state
+
+
+class AveragedWeights(nn.Module):
     """Exponential moving average of a model's weights, warmed up over the first steps.
 
-    `module` is a copy of the model that holds the average. Call `update_parameters` after each
-    optimizer step.
+    `module` is a copy of the model that holds the average. Call `advance` and `update` for each
+    step of the optimizer: what `update` does is the same every time, so a CUDA graph may hold it.
 
     Args:
         model: The model that trains.
         decay: Share of the old average kept at each step; 0 follows the weights exactly.
     """
 
-    n_averaged: Tensor
     module: CaptionModel
 
     def __init__(self, model: nn.Module, decay: float):
-        def average(averaged: Any, live: Any, _count: Any) -> None:
-            steps = int(self.n_averaged)  # on the CPU: reading it waits for no GPU
-            weight = 1 - min(decay, (1 + steps) / (10 + steps))
-            torch._foreach_lerp_(averaged, live, weight)
+        super().__init__()
+        self.decay = decay
+        self.steps = 0
+        self.module = copy.deepcopy(model).eval()
+        weights = (p for p in model.parameters() if p.requires_grad)
+        self._weight = torch.zeros((), device=next(weights).device)  # of the new weights
 
-        super().__init__(model, multi_avg_fn=average)
-        self.module.eval()
-        self.n_averaged += 1  # the initial weights, which the first update would replace otherwise
+    def advance(self) -> None:
+        """Count a step, and set the weight that `update` gives to the model of that step."""
+        self.steps += 1
+        self._weight.fill_(1 - min(self.decay, (1 + self.steps) / (10 + self.steps)))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the weights that train, and the statistics of BatchNorm that does, into account."""
+        averaged, live = [], []
+        for mean, weight in zip(self.module.parameters(), model.parameters(), strict=True):
+            if weight.requires_grad:
+                averaged.append(mean)
+                live.append(weight)
+        torch._foreach_lerp_(averaged, live, [self._weight] * len(live))
+        for copied, module in zip(self.module.modules(), model.modules(), strict=True):
+            if module.training:  # statistics are not averaged but taken over
+                buffers = zip(copied.buffers(False), module.buffers(False), strict=True)
+                for into, buffer in buffers:
+                    into.copy_(buffer)
 
     def resume_state(self) -> dict[str, Any]:
         """Return what exact resume needs beside the model's own state."""
         weights = self.module.named_parameters()
         trained = {name: weight.detach() for name, weight in weights if weight.requires_grad}
-        return {"steps": int(self.n_averaged) - 1, "average": trained}
+        return {"steps": self.steps, "average": trained}
 
     def load_resume_state(self, state: dict[str, Any], model: dict[str, Tensor]) -> None:
         """Restore `resume_state`; weights that do not train are taken from the model's state."""
-        self.n_averaged.fill_(state["steps"] + 1)
+        self.steps = state["steps"]
         self.module.load_state_dict({**model, **state["average"]})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from captioner.checkpoint import Header, save_checkpoint
 from captioner.config import Config
-from captioner.data.dataset import CaptionBatch, make_loader
+from captioner.data.caption_batch import CaptionBatch
+from captioner.data.dataset import make_loader
+from captioner.data.prefetch import copied_ahead
 from captioner.data.sampler import LengthAwareSampler
 from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.models.caption_model import CaptionModel
@@ -36,12 +36,11 @@ from captioner.training.data import (
     read_examples,
 )
 from captioner.training.distillation import load_teachers
-from captioner.training.distributed import gather, rank, replicate, sum_over_ranks, world_size
+from captioner.training.distributed import gather, rank, sum_over_ranks, world_size
 from captioner.training.language import pretrain, read_texts
 from captioner.training.log import AverageMeter, RunLog, training_record
-from captioner.training.losses import BatchCounts
 from captioner.training.objectives import build_objective
-from captioner.training.optim import AveragedWeights, build_optimizer, build_schedule
+from captioner.training.optim import AveragedWeights, build_optimizer, build_schedule, plain_rates
 from captioner.training.run_state import (
     check_same_recipe,
     has_state,
@@ -51,9 +50,10 @@ from captioner.training.run_state import (
     save_state,
     write_config,
 )
+from captioner.training.step import TrainStep, check_finite
 from captioner.training.stopping import StopSignals, StopWaiting
 from captioner.training.validation import validate, write_samples
-from captioner.utils.device import autocast, resolve_device
+from captioner.utils.device import resolve_device, use_deterministic_algorithms
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,8 @@ class Trainer:
         state = load_state(self.out) if resume else None
         if resume:
             check_same_recipe(config, self.out / "config.yaml")
+        if config.deterministic:
+            use_deterministic_algorithms()
         torch.manual_seed(config.seed)
 
         # Data, vocabulary and model
@@ -131,7 +133,6 @@ class Trainer:
         self.objective = build_objective(
             self.model, self.preprocess, config, self.data.train, self.total_steps, teachers
         ).to(self.device)
-        self.replicated = replicate(self.objective)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.schedule = build_schedule(self.optimizer, config.optim, self.total_steps)
         self.average = AveragedWeights(self.model, config.optim.ema)
@@ -141,10 +142,14 @@ class Trainer:
         self.best: float | None = None
         self.metrics: dict[str, float] = {}
         self.meter = AverageMeter()
+        self._unread: list[Tensor] = []  # values of steps, on the device
         if rank():  # the weights are equal everywhere, but dropout must differ
             torch.manual_seed(config.seed + rank())
         if state is not None:
             self._restore(state)
+        self.train_step = TrainStep(
+            self.objective, self.optimizer, self.schedule, self.average, config, self.device
+        )
         if len(set(gather(self.step))) > 1:
             raise CheckpointError(
                 f"the processes do not see the same state in {self.out}: "
@@ -208,16 +213,16 @@ class Trainer:
         self.model.train()
         start = time.monotonic()
         for batch in self._batches():
-            parts, norm = self._train_step(batch)
+            self._unread.append(self._train_step(batch))
             self.sampler.advance()
             self.step += 1
             self.signals.loses_nothing = False
             bar.update()
-            self.meter.add(gradient_norm=norm, **parts)
             if self.step % self.config.log.every == 0:
+                self._read_values()
                 means = self.meter.pop_means()
                 bar.set_postfix(loss=means["loss"], refresh=False)
-                rate = self.schedule.get_last_lr()[0]
+                rate = float(self.schedule.get_last_lr()[0])
                 self._log(step=self.step, epoch=self.sampler.epoch, learning_rate=rate, **means)
             if self._stop:
                 return
@@ -228,7 +233,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[CaptionBatch]:
         """Yield the batches of the epoch; end when told to stop while the images are read."""
-        batches = iter(self.loader)
+        batches = iter(copied_ahead(self.loader, self.device))
         try:
             while True:
                 self.signals.awaits_batch = True
@@ -243,49 +248,35 @@ class Trainer:
         finally:
             self.signals.awaits_batch = False
 
-    def _train_step(self, batch: CaptionBatch) -> tuple[dict[str, float], float]:
-        """Run forward and backward in parts, clip, update.
-
-        Returns:
-            The parts of the loss, as means over the global batch, and the norm of the gradients.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        local = (*self.objective.count(batch), len(batch.indices), int(self.signals.told))
-        tokens, captions, images, stop = sum_over_ranks(torch.tensor(local, device=self.device))
+    def _train_step(self, batch: CaptionBatch) -> Tensor:
+        """Run a step; return the values that `self.train_step.names` names."""
+        images, stop = len(batch.indices), self.signals.told
+        if world_size() > 1:
+            local = torch.tensor([images, stop], device=self.device)
+            images, stop = sum_over_ranks(local).tolist()
         self._stop = bool(stop)  # all stop after the same step, whichever was told to
-        # At least 1: a batch may have no caption with words.
-        counts = BatchCounts(
-            tokens.clamp(min=1) / world_size(), captions.clamp(min=1) / world_size()
-        )
-        total: dict[str, Tensor] = {}
-        # Equally many parts in every process, even if one has an image less: they run together.
-        pieces = batch.split(min(self.config.optim.accumulate, int(images) // world_size()))
-        for number, piece in enumerate(pieces):
-            synchronise = number + 1 == len(pieces)
-            with contextlib.ExitStack() as stack:
-                if isinstance(self.replicated, DistributedDataParallel) and not synchronise:
-                    stack.enter_context(self.replicated.no_sync())
-                with autocast(self.device, self.config.optim.precision):
-                    losses = self.replicated(piece.to(self.device), counts, self.step)
-                losses.total.backward()
-            for name, value in {"loss": losses.total.detach(), **losses.parts}.items():
-                total[name] = total.get(name, 0) + value
-        values = sum_over_ranks(torch.stack(list(total.values())).float()) / world_size()
-        parts = dict(zip(total, values.tolist(), strict=True))
-        norm = torch.nn.utils.clip_grad_norm_(
-            [p for p in self.model.parameters() if p.requires_grad],
-            self.config.optim.clip or math.inf,
-        ).item()
-        for name, value in (("loss", parts["loss"]), ("gradient's norm", norm)):
-            if not math.isfinite(value):
-                raise CaptionerError(
-                    f"the {name} is {value} at step {self.step}: training stopped; "
-                    "lower optim.learning_rate or optim.clip, or set optim.precision=fp32"
-                )
-        self.optimizer.step()
-        self.schedule.step()
-        self.average.update_parameters(self.model)
-        return parts, norm
+        try:
+            return self.train_step(batch, self.step, images)
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            reason = str(error).split(".")[0]
+            raise ConfigError(f"deterministic=true: {reason}; take deterministic=false") from None
+
+    def _read_values(self) -> None:
+        """Read the values of the steps since the last call from the device, and check them.
+
+        Raises:
+            CaptionerError: A loss or norm is not finite.
+        """
+        if not self._unread:
+            return
+        rows = torch.stack(self._unread).tolist()
+        self._unread.clear()
+        for step, row in enumerate(rows, start=self.step - len(rows)):
+            values = dict(zip(self.train_step.names, row, strict=True))
+            check_finite(values, step)
+            self.meter.add(**values)
 
     def _validate(self, epoch: int) -> None:
         """Caption the validation images with the averaged weights, score, and save the model."""
@@ -320,6 +311,7 @@ class Trainer:
         save_checkpoint(self.out / name, header, self.average.module.state_dict())
 
     def _save_state(self) -> None:
+        self._read_values()  # a state that is not finite is never saved
         random = gather(rng_state(self.device))
         if rank():
             return
@@ -327,8 +319,8 @@ class Trainer:
             "vocabulary": self.vocabulary.to_list(),
             "model": self.model.state_dict(),
             "average": self.average.resume_state(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "optimizer": plain_rates(self.optimizer.state_dict()),
+            "schedule": plain_rates(self.schedule.state_dict()),
             "sampler": self.sampler.state_dict(),
             "step": self.step,
             "best": self.best,

@@ -84,6 +84,20 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
+def use_deterministic_algorithms() -> None:
+    """Let this process compute with algorithms that give the same bits every time.
+
+    Call it before the first product on a GPU: cuBLAS reads its workspace's size once.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # What it fills are memories that nothing reads before they are written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Whether the device computes bf16 faster than fp32 (CPUs: avx512_bf16 or AMX)."""
     import torch

@@ -7,11 +7,11 @@ from helpers.trainings import log_lines, recipe, same
 from pictures import write_pictures
 
 from captioner.config import AttentionConfig, LossConfig
-from captioner.data.dataset import CaptionBatch
+from captioner.data.caption_batch import CaptionBatch
 from captioner.errors import ConfigError
 from captioner.models.attention import Attention
 from captioner.training.losses import BatchCounts, caption_losses
-from captioner.training.objectives import HardAttention
+from captioner.training.objective import HardAttention
 from captioner.training.trainer import Trainer
 
 HARD = {"mode": "hard"}

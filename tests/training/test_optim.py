@@ -67,7 +67,8 @@ def test_averaged_weights():
     for step in range(1, 30):
         with torch.no_grad():
             module.weight.add_(1.0)
-        average.update_parameters(module)
+        average.advance()
+        average.update(module)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = torch.lerp(expected, module.weight.detach(), 1 - decay)
     assert torch.equal(average.module.weight, expected)
@@ -76,7 +77,8 @@ def test_averaged_weights():
     off = AveragedWeights(module, 0.0)
     with torch.no_grad():
         module.weight.mul_(3)
-    off.update_parameters(module)
+    off.advance()
+    off.update(module)
     assert torch.equal(off.module.weight, module.weight)
 
 
@@ -90,7 +92,8 @@ def test_averaged_weights_resume_to_the_bit():
             module(torch.full((2, 3), float(step)).normal_(generator=generator))
             with torch.no_grad():
                 module.weight.add_(0.1)
-            average.update_parameters(module)
+            average.advance()
+            average.update(module)
 
     generator = torch.Generator().manual_seed(0)
     train(average, 5)
@@ -100,9 +103,10 @@ def test_averaged_weights_resume_to_the_bit():
     assert state["average"].keys() == {"weight", "bias"}
     resumed = AveragedWeights(torch.nn.BatchNorm1d(3), 0.999)
     resumed.load_resume_state(copy.deepcopy(state), model)
-    same(dict(resumed.state_dict()), dict(average.state_dict()))
+    assert resumed.steps == average.steps
+    same(dict(resumed.module.state_dict()), dict(average.module.state_dict()))
     for each in (average, resumed):
         module.load_state_dict(model)
         generator.manual_seed(1)
         train(each, 3)
-    same(dict(resumed.state_dict()), dict(average.state_dict()))
+    same(dict(resumed.module.state_dict()), dict(average.module.state_dict()))

@@ -5,8 +5,8 @@ import torch
 from helpers.tiny import SPECIALS, make_captions, make_decoder, make_grid
 
 from captioner.config import LossConfig
-from captioner.data.dataset import CaptionBatch
-from captioner.training.objectives import Objective
+from captioner.data.caption_batch import CaptionBatch
+from captioner.training.objective import Objective
 
 WORD = 5
 

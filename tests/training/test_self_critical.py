@@ -12,14 +12,14 @@ from helpers.trainings import recipe
 from pictures import write_pictures
 
 from captioner.config import LossConfig
-from captioner.data.dataset import CaptionBatch
+from captioner.data.caption_batch import CaptionBatch
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.sampling import image_key
 from captioner.errors import ConfigError
 from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.tokenizer import Vocabulary
 from captioner.training.losses import BatchCounts, caption_losses
-from captioner.training.objectives import (
+from captioner.training.self_critical import (
     SelfCritical,
     advantages,
     pack_sentences,
@@ -173,7 +173,7 @@ def test_words_are_counted_over_all_processes(frequency, monkeypatch):
     counts = BatchCounts(torch.tensor(0.0), torch.tensor(12.0))
     alone = objective(make_batch(), counts, step=3).parts["attention_entropy"]
     more = torch.tensor([2.0, 1.0])  # as many sentences, twice as long
-    monkeypatch.setattr("captioner.training.objectives.sum_over_ranks", lambda sums: more * sums)
+    monkeypatch.setattr("captioner.training.self_critical.sum_over_ranks", lambda sums: more * sums)
     torch.testing.assert_close(
         objective(make_batch(), counts, step=3).parts["attention_entropy"], alone / 2
     )
