@@ -27,6 +27,7 @@ from captioner.image.transforms import Preprocess
 from captioner.metrics.cider import DocumentFrequency, cider_d
 from captioner.models.attention import Memory
 from captioner.models.caption_model import CaptionModel
+from captioner.models.decoder import IGNORED
 from captioner.tokenizer import Vocabulary
 from captioner.training.distributed import sum_over_ranks
 from captioner.training.losses import BatchCounts, Losses, attention_losses, word_loss
@@ -149,6 +150,7 @@ class SelfCritical(Objective):
             never[word].fill_(-torch.inf)
         log_probs = (logits + never).log_softmax(-1)
         log_probs = log_probs.gather(-1, result.targets.clamp(min=0)[:, None]).squeeze(-1)  # (M,)
+        log_probs = log_probs.masked_fill(result.targets == IGNORED, 0.0)
         weights = result.pack(better[..., None] * result.mask)  # (M,)
         policy = -(weights * log_probs).sum() / counts.captions
         tokens = lengths.sum()

@@ -133,10 +133,14 @@ class TrainStep:
         values = torch.cat((means, norm.detach().float()[None]))
         self.names = [*total, "gradient_norm"]
         if self.device.type == "cpu":  # nothing is waited for
-            check_finite(dict(zip(self.names, values.tolist(), strict=True)), int(step))
+            self._check(values, step)
         self.optimizer.step()
         self.average.update(self.objective.model)
         return values
+
+    def _check(self, values: Tensor, step: int | Tensor) -> None:
+        """Read the values of a step, and refuse those that are not finite."""
+        check_finite(dict(zip(self.names, values.tolist(), strict=True)), int(step))
 
 
 def why_not_captured(config: Config, device: torch.device) -> str | None:
