@@ -89,6 +89,11 @@ class StepGraphs:
             shape.graph.replay()
             return shape.values.clone()  # the next launch writes there again
 
+    @property
+    def captured(self) -> int:
+        """Return how many graphs there are."""
+        return sum(shape.graph is not None for shape in self._shapes.values())
+
     def _run(self, shape: _Shape, parts: int) -> Tensor:
         """Run operation by operation, on the stream on which graphs are captured."""
         current = torch.cuda.current_stream()

@@ -87,7 +87,7 @@ class AveragedWeights(nn.Module):
 
     module: CaptionModel
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: CaptionModel, decay: float):
         super().__init__()
         self.decay = decay
         self.steps = 0
@@ -101,9 +101,10 @@ class AveragedWeights(nn.Module):
         self._weight.fill_(1 - min(self.decay, (1 + self.steps) / (10 + self.steps)))
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: CaptionModel) -> None:
         """Take the weights that train, and the statistics of BatchNorm that does, into account."""
-        averaged, live = [], []
+        averaged: list[Tensor] = []
+        live: list[Tensor] = []
         for mean, weight in zip(self.module.parameters(), model.parameters(), strict=True):
             if weight.requires_grad:
                 averaged.append(mean)

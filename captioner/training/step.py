@@ -138,6 +138,11 @@ class TrainStep:
         self.average.update(self.objective.model)
         return values
 
+    @property
+    def captured(self) -> int:
+        """Return how many CUDA graphs there are."""
+        return self._graphs.captured if self._graphs is not None else 0
+
     def _check(self, values: Tensor, step: int | Tensor) -> None:
         """Read the values of a step, and refuse those that are not finite."""
         check_finite(dict(zip(self.names, values.tolist(), strict=True)), int(step))
