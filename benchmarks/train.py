@@ -1,19 +1,26 @@
-"""Training throughput of the decoder, and how near it comes to its matrix products alone.
+"""Training throughput, and how near it comes to the limit of the device.
 
     python benchmarks/train.py                                # the recipe of the shipped model
     python benchmarks/train.py configs/paper_soft.yaml optim.precision=fp32
     python benchmarks/train.py --profile 15                   # and the costliest operations
+    python benchmarks/train.py device=cuda --beside loss.objective=self_critical
 
-Everything runs as in a training: captions from :class:`CaptionDataset`, features from the
-memory-mapped cache, loss, clipping, AdamW, averaged weights. Only photos and captions are made up:
-features are noise, captions are random words with the lengths of Flickr8k's (10.7 ± 3.5 words, five
-a photo, 3,000 words). So a step has the cost of a real one, but nothing to learn.
+Everything runs as in a training: captions from `CaptionDataset`, features from the memory-mapped
+cache, loss, clipping, AdamW, averaged weights. Only photos and captions are made up: features are
+noise, captions are random words with the lengths of Flickr8k's (10.7 ± 3.5 words, five a photo,
+3,000 words). So a step has the cost of a real one, but nothing to learn. Where the CNN trains too,
+a few batches of photos are read before and used again and again, so reading is not measured.
 
-The yardstick: all matrix products (mm, addmm, bmm) of a step, forward and backward, are recorded
-with their shapes, strides and dtypes and then run one after the other on random numbers. Steps and
-yardstick take turns; medians and ranges over all rounds are printed, with the yardstick's share of
-the steps. Both are given in processor time too: on a machine that does other things as well, that
-share with ``--threads 1`` is the one to trust.
+On a CPU the yardstick is the matrix products: all of a step (mm, addmm, bmm), forward and backward,
+are recorded with their shapes, strides and dtypes and then run one after the other on random
+numbers. Steps and yardstick take turns; medians and ranges over all rounds are printed, with the
+yardstick's share of the steps. Both are given in processor time too: on a machine that does other
+things as well, that share with `--threads 1` is the one to trust.
+
+On a GPU the yardstick is the time in which kernels ran, by PyTorch's profiler, and steps that run
+operation by operation (`optim.cuda_graphs=false`) take turns with those of the recipe. A round is
+timed from its beginning to the moment when the GPU has nothing left to do. `--beside KEY=VALUE` has
+a second recipe take turns too, and prints the ratio.
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import math
 import statistics
 import tempfile
 import time
@@ -39,44 +47,65 @@ from captioner.data.annotations import Example
 from captioner.data.caption_batch import CaptionBatch
 from captioner.data.dataset import CaptionDataset, make_loader
 from captioner.data.features import build_features
+from captioner.data.prefetch import copied_ahead
 from captioner.data.sampler import LengthAwareSampler
 from captioner.models.caption_model import CaptionModel
 from captioner.tokenizer import Vocabulary
 from captioner.training.data import preprocess_of
-from captioner.training.losses import BatchCounts
-from captioner.training.objectives import Objective, build_objective
-from captioner.training.optim import AveragedWeights, build_optimizer
+from captioner.training.objectives import build_objective
+from captioner.training.optim import AveragedWeights, build_optimizer, build_schedule
+from captioner.training.step import TrainStep
 from captioner.utils.device import autocast, resolve_device
 
 RECIPE = Path(__file__).parents[1] / "configs" / "flickr8k.yaml"
 WORDS, MEAN, DEVIATION = 3000, 10.7, 3.5  # of the vocabulary; words a caption
-PHASES = ("data", "forward", "backward", "update")
 aten = torch.ops.aten
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE, help="default: Flickr8k's")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument(
+        "given", nargs="*", metavar="[RECIPE] KEY=VALUE", help="default: Flickr8k's"
+    )
     parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
     parser.add_argument("--photos", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps in each round")
+    parser.add_argument("--steps", type=int, help="timed steps in each round (4; on a GPU 30)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="show N operations")
+    parser.add_argument("--beside", metavar="KEY=VALUE", help="a second recipe, on a GPU")
+    parser.add_argument("--name", default="training", help="for the lines RESULT")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     logging.disable(logging.INFO)
-    config = load_config(options.recipe, options.overrides)
+    recipe = RECIPE
+    if options.given and "=" not in options.given[0]:
+        recipe = Path(options.given.pop(0))
+    config = load_config(recipe, options.given)
+    device = resolve_device(config.device)
+    wanted = {options.name: options.given}
+    if device.type == "cuda":
+        wanted["operation by operation"] = [*options.given, "optim.cuda_graphs=false"]
+    if options.beside:
+        wanted[options.beside] = [*options.given, options.beside]
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(config, Path(folder), options.photos)
-        batches = run.batches()
-        for _ in range(3):
-            run.step(next(batches))
+        runs = {}
+        for number, (name, overrides) in enumerate(wanted.items()):
+            place = Path(folder, str(number))
+            place.mkdir()
+            runs[name] = Run(load_config(recipe, overrides), place, options.photos)
+        run = runs[options.name]
+        batches = {name: each.batches() for name, each in runs.items()}
         print(run.describe())
+        if device.type == "cuda" or options.beside:
+            warm_up(runs, batches, options.photos)
+            compare(runs, batches, options.rounds, options.steps or 30)
         if options.profile:
-            profile(run, batches, options.profile)
-        measure(run, batches, options.rounds, options.steps)
+            profile(run, batches[options.name], options.profile)
+        if device.type == "cpu" and not options.beside:
+            for _ in range(3):
+                run.step(next(batches[options.name]))
+            measure(run, batches[options.name], options.rounds, options.steps or 4)
 
 
 class Run:
@@ -95,24 +124,29 @@ class Run:
         examples = made_up(folder, photos)
         vocabulary = Vocabulary.build([[f"w{word}" for word in range(WORDS)]], min_count=1)
         self.model = CaptionModel(config.model, len(vocabulary), pretrained=False).to(self.device)
+        self.model.encoder.backbone.to(memory_format=torch.channels_last)
+        with torch.no_grad():  # sampled sentences end after about ten words, as captions do
+            self.model.decoder.project.bias[Vocabulary.END] += math.log(WORDS / MEAN)
         preprocess = preprocess_of(self.model.encoder)
-        shapes = [
-            x.shape[1:] for x in self.model.encoder.forward_features(zeros(config, self.device))
-        ]
+        self.cached = config.model.encoder.trainable_stages == 0
+        cache = None
+        if self.cached:
+            blank = zeros(config, self.device)
+            shapes = [x.shape[1:] for x in self.model.encoder.forward_features(blank)]
 
-        def noise(images: Tensor) -> list[Tensor]:
-            return [torch.randn(len(images), *shape).relu() for shape in shapes]
+            def noise(images: Tensor) -> list[Tensor]:
+                return [torch.randn(len(images), *shape).relu() for shape in shapes]
 
-        cache = build_features(
-            folder, [e.image for e in examples], preprocess, noise, fingerprint="", progress=False
-        )
+            paths = [example.image for example in examples]
+            cache = build_features(folder, paths, preprocess, noise, fingerprint="", progress=False)
         data = CaptionDataset(
             examples,
             vocabulary,
             captions_per_image=config.data.captions_per_image,
             max_length=config.data.max_length,
+            preprocess=None if self.cached else preprocess,
             cache=cache,
-            mirror=config.data.mirror,
+            mirror=config.data.mirror and self.cached,
         )
         self.loader = make_loader(
             data,
@@ -120,10 +154,18 @@ class Run:
             workers=config.data.workers,
             pin_memory=self.device.type == "cuda",
         )
-        objective = build_objective(self.model, preprocess, config, data, total_steps=1000)
-        self.objective: Objective = objective.to(self.device)
-        self.optimizer = build_optimizer(self.model, config.optim)
-        self.average = AveragedWeights(self.model, config.optim.ema)
+        objective = build_objective(self.model, preprocess, config, data, total_steps=100_000)
+        objective.to(self.device)
+        optimizer = build_optimizer(self.model, config.optim)
+        self.train_step = TrainStep(
+            objective,
+            optimizer,
+            build_schedule(optimizer, config.optim, 100_000),
+            AveragedWeights(self.model, config.optim.ema),
+            config,
+            self.device,
+        )
+        self.steps = 0
         self.model.train()
 
     def describe(self) -> str:
@@ -141,29 +183,15 @@ class Run:
 
     def batches(self) -> Iterator[CaptionBatch]:
         """Batches without end."""
-        return itertools.chain.from_iterable(self.loader for _ in itertools.count())
+        if self.cached:
+            endless = itertools.chain.from_iterable(self.loader for _ in itertools.count())
+            return copied_ahead(endless, self.device)
+        return itertools.cycle([batch.to(self.device) for batch in self.loader])
 
-    def step(self, batch: CaptionBatch) -> dict[str, float]:
-        """One training step; the seconds of its phases, without the data's."""
-        start = self.now()
-        batch = batch.to(self.device)
-        counts = BatchCounts(*torch.tensor(self.objective.count(batch), device=self.device))
-        with autocast(self.device, self.config.optim.precision):
-            losses = self.objective(batch, counts, 0)
-        forward = self.now()
-        losses.total.backward()
-        backward = self.now()
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        torch.nn.utils.clip_grad_norm_(trained, self.config.optim.clip)
-        self.optimizer.step()
-        self.average.update_parameters(self.model)
-        self.optimizer.zero_grad(set_to_none=True)
-        end = self.now()
-        return {
-            "forward": forward - start,
-            "backward": backward - forward,
-            "update": end - backward,
-        }
+    def step(self, batch: CaptionBatch) -> Tensor:
+        """One training step; returns the values that it would log."""
+        self.steps += 1
+        return self.train_step(batch, self.steps, len(batch.indices))
 
     def now(self) -> float:
         """The time, after all that was started has ended."""
@@ -242,7 +270,7 @@ def random_like(x: Tensor) -> Tensor:
 
 def measure(run: Run, batches: Iterator[CaptionBatch], rounds: int, steps: int) -> None:
     """Time steps and their matrix products in turns, and print both."""
-    names = (*PHASES, "step", "products")
+    names = ("data", "step", "products")
     seconds: dict[str, list[float]] = {name: [] for name in names}
     shares, processor_shares, rates, speeds = [], [], [], []
     for _ in range(rounds):
@@ -252,8 +280,9 @@ def measure(run: Run, batches: Iterator[CaptionBatch], rounds: int, steps: int) 
         for _ in range(steps):
             start, busy = run.now(), time.process_time()
             batch = next(batches)
-            phases = {"data": run.now() - start, **run.step(batch)}
-            phases["step"] = sum(phases.values())
+            times["data"] += run.now() - start
+            run.step(batch)
+            times["step"] += run.now() - start
             processor["step"] += time.process_time() - busy
             captions += int((batch.lengths > 0).sum())
             with Recorder() as recorder:
@@ -261,11 +290,9 @@ def measure(run: Run, batches: Iterator[CaptionBatch], rounds: int, steps: int) 
             recorder.run()  # the first time is slower
             start, busy = run.now(), time.process_time()
             recorder.run()
-            phases["products"] = run.now() - start
+            times["products"] += run.now() - start
             processor["products"] += time.process_time() - busy
             flops += recorder.flops
-            for name in names:
-                times[name] += phases[name]
         for name in names:
             seconds[name].append(1000 * times[name] / steps)
         shares.append(100 * times["products"] / times["step"])
@@ -278,6 +305,61 @@ def measure(run: Run, batches: Iterator[CaptionBatch], rounds: int, steps: int) 
     print(f"products{spread(speeds)} GFLOP/s")
     print(f"   share{spread(shares)} % of a step's time are its matrix products alone")
     print(f"        {spread(processor_shares)} % of its processor time")
+
+
+def warm_up(runs: dict[str, Run], batches: dict[str, Iterator[CaptionBatch]], photos: int) -> None:
+    """Run until every shape has been captured: three visits each."""
+    for name, run in runs.items():
+        for _ in range(3 * max(2, photos // run.config.data.batch_size)):
+            run.step(next(batches[name]))
+
+
+def compare(
+    runs: dict[str, Run], batches: dict[str, Iterator[CaptionBatch]], rounds: int, steps: int
+) -> None:
+    """Time the steps of several runs in turns, and print them with the GPU's busy share."""
+    milliseconds: dict[str, list[float]] = {name: [] for name in runs}
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            counts = []
+            start = run.now()
+            for _ in range(steps):
+                batch = next(batches[name])
+                counts.append((batch.lengths > 0).sum())
+                run.step(batch)
+            seconds = run.now() - start
+            milliseconds[name].append(1000 * seconds / steps)
+            rates[name].append(int(torch.stack(counts).sum()) / seconds)
+    medians = {name: statistics.median(values) for name, values in milliseconds.items()}
+    for name, run in runs.items():
+        busy = busy_share(run, batches[name], steps)
+        share = "" if busy is None else f", GPU busy {100 * busy:.0f} %"
+        print(
+            f"{name}:{spread(milliseconds[name])} ms a step,{spread(rates[name])} captions/s{share}"
+        )
+        print(
+            f"RESULT {name}: {medians[name]:.1f} ms a step, "
+            f"{statistics.median(rates[name]):,.0f} captions/s{share}"
+        )
+    first, *others = medians
+    for other in others:
+        print(f"RESULT {other} against {first}: {medians[other] / medians[first]:.2f} x the time")
+    if next(iter(runs.values())).device.type == "cuda":
+        print(f"peak memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+
+
+def busy_share(run: Run, batches: Iterator[CaptionBatch], steps: int) -> float | None:
+    """Return the share of the time in which kernels ran, by the profiler; None on a CPU."""
+    if run.device.type != "cuda":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        start = run.now()
+        for _ in range(steps):
+            run.step(next(batches))
+        seconds = run.now() - start
+    kernels = sum(event.self_device_time_total for event in found.key_averages())
+    return float(kernels / 1e6 / seconds)
 
 
 def spread(values: list[float]) -> str:
