@@ -149,9 +149,7 @@ def report(recipe: str, config: Config, device: torch.device) -> None:
         rate = images / seconds["cache"]
         hours += (IMAGES + VALIDATION) / rate
         parts.insert(0, f"cache {rate:,.0f} photos/s")
-    inside = [
-        use for at, use in samples if begun + first["seconds"] < at < begun + last["seconds"]
-    ]
+    inside = [use for at, use in samples if begun + first["seconds"] < at < begun + last["seconds"]]
     if inside:
         parts.append(f"GPU busy {statistics.mean(inside):.0f} %")
     if device.type == "cuda":
