@@ -21,6 +21,7 @@ _STARTS = (
     (b"\xff\xd8\xff", "an image, not a list of images"),
     (b"\x89PNG", "an image, not a list of images"),
     (b"GIF8", "an image, not a list of images"),
+    (b"\0\5\x16\7", "what macOS notes about a file, not the file itself"),
     (b"%PDF", f"a PDF document: {_CONVERT}"),
     (b"%!PS", f"a PostScript file: {_CONVERT}"),
     (b"8BPS", f"a Photoshop file: {_CONVERT}"),
@@ -65,6 +66,6 @@ def describe_foreign_file(head: bytes) -> str | None:
     if markup := _MARKUP.match(head.lower()):
         if markup[2] == b"svg":
             return f"an SVG drawing: {_CONVERT}"
-        if markup[2] == b"html":
+        if markup[2] in (b"html", b"error"):
             return "a web page: what was downloaded is not the file itself"
     return None

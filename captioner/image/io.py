@@ -23,7 +23,7 @@ from PIL import Image
 
 from captioner.errors import ImageError
 from captioner.image.foreign import describe_foreign_file
-from captioner.image.pixels import grey_16_to_8_bits, upright_rgb
+from captioner.image.pixels import full_range, grey_16_to_8_bits, upright_rgb
 from captioner.image.salvage import count_scans, has_plain_edge, with_tails, without_metadata
 
 ImageSource: TypeAlias = (
@@ -155,7 +155,7 @@ def _read_strictly(stream: IO[bytes], max_pixels: int, shrink_to: int | None) ->
     if "progressive" in image.info:
         _check_scans(stream)
     with _room.taken(_pixels_to_decode(image, max_pixels, shrink_to)):
-        return upright_rgb(_decode(image, max_pixels, shrink_to), shrink_to)
+        return upright_rgb(full_range(_decode(image, max_pixels, shrink_to)), shrink_to)
 
 
 def _refuse_separate_planes(image: Image.Image) -> None:
@@ -249,10 +249,14 @@ def _identify(stream: IO[bytes]) -> Image.Image:
         except Exception as error:
             failure = _damaged(name, error)  # AVIF and HEIF share a signature: try on
             failure.__cause__ = error
-    if failure is not None:
-        raise failure
     stream.seek(0)
-    if foreign := describe_foreign_file(stream.read(512)):
+    foreign = describe_foreign_file(stream.read(512))
+    is_heic = prefix[4:8] == b"ftyp" and prefix[8:12] not in (b"avif", b"avis")
+    if failure is not None and not (foreign and is_heic):
+        raise failure
+    if foreign and foreign.startswith("an image, not"):
+        raise ImageError("damaged image data: its first bytes are not what they must be")
+    if foreign:
         raise ImageError(foreign)
     raise ImageError("not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF)")
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 _LARGE = 1 << 24  # pixels beyond which an image is converted tile by tile
 
+_BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,6 +34,21 @@ def upright_rgb(image: Image.Image, shrink_to: int | None) -> Image.Image:
     large = image.width * image.height > _LARGE
     rgb = _to_rgb_in_tiles(image, shrink_to) if large else _to_rgb(image)
     return rgb if transpose is None else rgb.transpose(transpose)
+
+
+def full_range(image: Image.Image) -> Image.Image:
+    """Return a decoded TIFF of 16-bit greys with black at 0 and white at 65535.
+
+    Pillow leaves out to turn those that count from white, and to widen those of 12 bits.
+    """
+    tags = getattr(image, "tag_v2", {}) if image.mode.startswith("I;16") else {}
+    is_negative, is_narrow = tags.get(_PHOTOMETRIC) == 0, tags.get(_BITS) == (12,)
+    if not (is_negative or is_narrow):
+        return image
+    values = np.asarray(image)
+    if is_narrow:
+        values = np.round(np.arange(4096) * (65535 / 4095)).astype(np.uint16)[values & 4095]
+    return Image.fromarray(65535 - values if is_negative else values)
 
 
 def _to_rgb_in_tiles(image: Image.Image, shrink_to: int | None) -> Image.Image:

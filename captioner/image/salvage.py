@@ -21,6 +21,7 @@ _MAX_BYTES = 1 << 28  # of a JPEG that is searched for its scans
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # neither a stuffed byte nor a restart
 _END = b"\xff\xd9"
 _SOS, _APP0, _APP1, _APP14, _APP15, _COM = 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+_MIN_BYTES = 14  # of a segment with JFIF's or Adobe's colours
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF markers
 _TAILS = (_END, bytes(range(1, 255)) * 16 + _END, b"\x93\x5a\x2c" * 1000 + _END)
 
@@ -175,7 +176,8 @@ def _jpeg_spans(stream: IO[bytes]) -> Iterator[tuple[int, int]]:
             break
         end = position + 2 + int.from_bytes(header[2:], "big")
         application = _APP0 < header[1] <= _APP15 and header[1] not in (_APP1, _APP14)
-        if application or header[1] == _COM:
+        short = header[1] in (_APP0, _APP14) and end - position < _MIN_BYTES  # decoders skip these
+        if application or short or header[1] == _COM:
             if position > begin:
                 yield begin, position - begin
             begin = end

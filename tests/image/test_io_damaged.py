@@ -130,6 +130,8 @@ def test_a_picture_without_pixels() -> None:
         (b"Rar!\x1a\x07\0", "a RAR archive"),
         (b"\xff\xd8\xff\xe0" + bytes(40), "damaged or truncated JPEG"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "damaged or truncated PNG"),
+        (b"\x89PNG\n\x1a\n" + bytes(40), "damaged image data"),  # sent as text
+        (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", "a web page"),
     ],
 )
 def test_files_that_are_no_pictures(content: bytes, said: str, tmp_path: Path) -> None:
@@ -145,6 +147,8 @@ def test_files_that_are_no_pictures(content: bytes, said: str, tmp_path: Path) -
 def test_a_heic_photo_opens_or_names_the_missing_package() -> None:
     with pytest.raises(ImageError, match=r"pillow-heif|HEIF"):
         open_image(b"\x00\x00\x00\x18ftypheic" + bytes(40))
+    with pytest.raises(ImageError, match=r"pillow-heif|HEIF"):
+        open_image(b"\x00\x00\x00\x18ftypmsf1" + bytes(40))  # AVIF may begin like this too
 
 
 def test_places_that_are_no_files(tmp_path: Path) -> None:

@@ -56,6 +56,12 @@ def test_transparency_and_orientation_outlive_a_damaged_text():
     assert same(found, open_image(data))
 
 
+@pytest.mark.parametrize("kind", [b"\xff\xe0\0\7JFIF\0", b"\xff\xee\0\7Adobe"])
+def test_a_segment_of_a_jpeg_that_is_too_short_does_not_matter(kind):
+    data = encode(noise(), "JPEG")
+    assert same(open_image(data[:2] + kind + data[2:]), open_image(data))
+
+
 def test_pixels_with_a_wrong_checksum_stay_an_error():
     data = bytearray(encode(noise(), "PNG", pnginfo=PngImagePlugin.PngInfo()))
     data[data.index(b"IDAT") + 20] ^= 1
@@ -139,6 +145,31 @@ def planar_tiff(bits):
     planes = b"".join(bytes([value]) * size for value in (10, 200, 90))
     head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries))
     return head + directory + bytes(4) + extra + planes
+
+
+def grey_tiff(bits, photometric, values):
+    """A TIFF of one row of greys."""
+    data = np.array(values, "<u2").tobytes()
+    if bits == 12:
+        packed = "".join(f"{value:012b}" for value in values)
+        data = int(packed, 2).to_bytes(len(packed) // 8, "big")
+    entries = [(256, len(values)), (257, 1), (258, bits), (259, 1), (262, photometric)]
+    entries += [(273, 0), (277, 1), (278, 1), (279, len(data))]
+    place = 8 + 2 + 12 * len(entries) + 4
+    directory = b"".join(
+        struct.pack("<HHIHH", tag, 3, 1, place if tag == 273 else value, 0)
+        for tag, value in entries
+    )
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + data
+
+
+def test_greys_of_more_than_8_bits_fill_the_range():
+    def first_row(bits, photometric, values):
+        return np.asarray(open_image(grey_tiff(bits, photometric, values)))[0, :, 0].tolist()
+
+    assert first_row(16, 1, [0, 0x8080, 0xFFFF, 257]) == [0, 128, 255, 1]
+    assert first_row(16, 0, [0, 0x8080, 0xFFFF, 257]) == [255, 127, 0, 254]  # counted from white
+    assert first_row(12, 1, [0, 0x808, 0xFFF, 16]) == [0, 128, 255, 1]
 
 
 def test_16_bit_tiffs_with_separate_planes_are_refused_by_name():
