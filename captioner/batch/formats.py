@@ -44,10 +44,13 @@ class PreviousResult(NamedTuple):
     Attributes:
         name: The image, as `Format.name` writes it.
         error: Why it has no caption, if it has none.
+        missing: There is no record of it in its place: it is new, its record comes later, or (with
+            an `error`) it failed and the format has no records of failures.
     """
 
     name: str
     error: str | None
+    missing: bool = False
 
 
 class Format(ABC):

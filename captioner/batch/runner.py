@@ -319,7 +319,11 @@ def run(
 
 @dataclass
 class _Resume:
-    """Skips what an earlier run has done, except the last few batches, which are computed again."""
+    """Skips what an earlier run has done, except the last few batches, which are computed again.
+
+    Images that the earlier run did not have come last, so that the batches of the others, and with
+    them the last digits of their scores, stay as they were.
+    """
 
     writer: Writer
     copies: MetadataFolder | None
@@ -338,13 +342,18 @@ class _Resume:
         """Yield the items still to caption, after those that are computed again."""
         batches: deque[list[Item]] = deque([[]], maxlen=_REPEATED + 1)  # the last ones done
         skipping = True
+        missing: list[Item] = []
         for item in items:
             if item.error is None:
                 item = replace(item, error=self.writer.refuse(item))
             previous = self.writer.previous(item)
             if previous is not None:
-                self._keep(item, previous.error)
-                if skipping:
+                is_new = previous.missing and previous.error is None
+                if previous.missing:
+                    missing.append(item)
+                else:
+                    self._keep(item, previous.error)
+                if skipping and not is_new:
                     batches[-1].append(item)
                     if len(batches[-1]) == self.batch_size:
                         batches.append([])
@@ -355,6 +364,12 @@ class _Resume:
                 yield from itertools.chain(*batches)
                 batches.clear()
             yield item
+        if missing:
+            for item, late in zip(missing, self.writer.late(missing), strict=True):
+                if late is None:
+                    yield item
+                else:
+                    self._keep(item, late.error)
 
     def _keep(self, item: Item, error: str | None) -> None:
         """Count a result of an earlier run, and repeat what goes with writing it."""

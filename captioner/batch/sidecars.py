@@ -63,6 +63,10 @@ class SidecarWriter:
         done = self.mode == "resume" and path is not None and os.path.exists(path)
         return PreviousResult(item.name, None) if done else None
 
+    def late(self, items: Sequence[Item]) -> list[PreviousResult | None]:
+        """See `writers.Writer.late`."""
+        return [None] * len(items)
+
     def write(self, item: Item, result: Result) -> None:
         """See `writers.Writer.write`."""
         path = self._sidecar(item)

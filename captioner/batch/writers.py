@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -27,6 +29,8 @@ from captioner.batch.parquet import import_pyarrow, write_parquet
 from captioner.batch.sidecars import SidecarWriter
 from captioner.errors import CaptionerError, ConfigError
 from captioner.utils.files import replacing
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = {
     ".txt": "text",
@@ -56,6 +60,12 @@ class Writer(Protocol):
         """Return the result of an earlier run for this item, if there is one.
 
         The run asks for every item in order, after `refuse`.
+        """
+
+    def late(self, items: Sequence[Item]) -> list[PreviousResult | None]:
+        """Look once more for results of items whose record was missing in its place.
+
+        Called once, when the run has asked for all items, if there are such items.
         """
 
     def write(self, item: Item, result: Result) -> None:
@@ -201,6 +211,10 @@ class StreamWriter:
     def previous(self, item: Item) -> None:
         """Return None: a stream holds no earlier results."""
 
+    def late(self, items: Sequence[Item]) -> list[PreviousResult | None]:
+        """See `Writer.late`."""
+        return [None] * len(items)
+
     def write(self, item: Item, result: Result) -> None:
         """See `Writer.write`."""
         record = self.format.encode(to_row(item, result, attention=self._attention))
@@ -234,8 +248,8 @@ class RowWriter:
     """A file of records: text, JSON Lines or CSV.
 
     Images that failed in an earlier run stay failed: the resumed file is what an uninterrupted run
-    would have written. Text has no records of failures: images before the last record that are
-    missing count as failed, those after it are tried again.
+    would have written. Text has no records of failures: such images are tried again. Images that
+    were not there in the earlier run are captioned when all others are done, and come last.
 
     Args:
         journal: The file.
@@ -268,20 +282,38 @@ class RowWriter:
         result = self._next
         if result is None:
             return None
-        if result.name != self.journal.format.name(item):
-            if not self.journal.format.has_errors:
-                return PreviousResult(item.name, "failed in an earlier run")
-            known = {result.name for result in self.journal.previous()}
-            new = "" if self.journal.format.name(item) in known else ", a new photo,"
-            advice = "the same photos in the same order"
-            if new and result.name in known:
-                advice += ", and caption new ones into another file"
-            raise CaptionerError(
-                f"{self.path} has a result for {result.name!r} where {item.name!r}{new} is due: "
-                f"resume with {advice}, or add --overwrite"
-            )
-        self._next = next(self._previous, None)
-        return result
+        if result.name == self.journal.format.name(item):
+            self._next = next(self._previous, None)
+            return result
+        failed = None if self.journal.format.has_errors else "failed in an earlier run"
+        if item.error is not None or isinstance(item.source, (str, os.PathLike)):
+            return PreviousResult(item.name, failed, missing=True)
+        if failed:
+            return PreviousResult(item.name, failed)
+        raise CaptionerError(  # an image in an archive, which is not kept in memory until the end
+            f"{self.path} has a result for {result.name!r} where {item.name!r} is due: resume with "
+            "the same photos in the same order, or add --overwrite"
+        )
+
+    def late(self, items: Sequence[Item]) -> list[PreviousResult | None]:
+        """See `Writer.late`.
+
+        Raises:
+            CaptionerError: The file holds results of images that this run does not have.
+        """
+        left: dict[str, list[PreviousResult]] = {}
+        if self._next is not None:
+            for result in (self._next, *self._previous):
+                left.setdefault(result.name, []).insert(0, result)
+        found = []
+        for item in items:
+            results = left.get(self.journal.format.name(item))
+            found.append(results.pop() if results else None)
+        self._next = next((results[-1] for results in left.values() if results), None)
+        self._check_all_known()
+        if new := found.count(None):
+            logger.info("%s: the results of %d other image(s) come last", self.path, new)
+        return found
 
     def write(self, item: Item, result: Result) -> None:
         """See `Writer.write`."""
@@ -299,12 +331,20 @@ class RowWriter:
         Raises:
             CaptionerError: The file holds results of images that this run does not have.
         """
+        try:
+            if complete:
+                self._check_all_known()
+        except CaptionerError:
+            self.journal.close(complete=False)
+            raise
+        self.journal.close(complete)
+
+    def _check_all_known(self) -> None:
         strange, self._next = self._next, None
-        self.journal.close(complete and strange is None)
-        if complete and strange is not None:
+        if strange is not None:
             raise CaptionerError(
                 f"{self.path} has a result for {strange.name!r}, which is not among these "
-                "photos: resume with the same photos in the same order, or add --overwrite"
+                "photos: resume with all of them, or add --overwrite"
             )
 
 

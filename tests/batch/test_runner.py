@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.api import Failure
-from captioner.batch.formats import CsvFormat, JsonLinesFormat, TextFormat, coco_id, to_row
+from captioner.batch.formats import (
+    CsvFormat,
+    JsonLinesFormat,
+    PreviousResult,
+    TextFormat,
+    coco_id,
+    to_row,
+)
 from captioner.batch.item import Item, escaped, reason
 from captioner.batch.journal import Journal
 from captioner.batch.runner import Summary, failure_kind, run
@@ -100,7 +107,7 @@ def test_records_can_be_read_back(form, raw):
     item = Item(os.fsdecode(raw), id=7)
     record = form.encode(to_row(item, FakeCaptioner().caption(b"", 1.0)))
     data = (form.header + record).encode()  # valid UTF-8, whatever the name
-    assert form.decode(record) == (form.name(item), None)
+    assert form.decode(record) == PreviousResult(form.name(item), None)
     torn = [data[:end] for end in range(len(data))]
     assert list(form.split(io.BytesIO(data))) == [
         part.encode() for part in (form.header, record) if part
@@ -108,7 +115,7 @@ def test_records_can_be_read_back(form, raw):
     assert all(sum(map(len, form.split(io.BytesIO(part)))) <= len(form.header) for part in torn)
     if form.has_errors:
         failed = form.decode(form.encode(to_row(item, Failure(b"", 'no, "such" file'))))
-        assert failed == (form.name(item), 'no, "such" file')
+        assert failed == PreviousResult(form.name(item), 'no, "such" file')
 
 
 def test_jsonl_brings_every_name_back(tmp_path):
@@ -386,17 +393,47 @@ def test_resume_what_a_windows_program_has_saved(tmp_path, photos, name):
         assert output.read_bytes() == saved
 
 
-def test_resume_says_which_photo_is_new(tmp_path, photos):
-    output = tmp_path / "out.jsonl"
-    caption_to(output, [photos])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.txt"])
+def test_photos_that_join_a_folder_are_captioned_last_when_resumed(tmp_path, photos, name):
+    """Wherever their names stand; the other rows stay as they are, also when it is killed again."""
+    output, whole = tmp_path / name, tmp_path / "whole" / name
+    caption_to(whole, [photos])
+    rows = whole.read_bytes().splitlines(keepends=True)
+    for stem in ("00", "3b", "3c"):
+        save(photos / f"{stem}.png")
+
+    def resume():
+        return caption_to(output, [photos], mode="resume", captioner=FakeCaptioner(), batch_size=2)
+
+    for kept in (2, 4, len(rows)):
+        output.write_bytes(b"".join(rows[:kept]))
+        resume()
+        lines = output.read_bytes().splitlines(keepends=True)
+        assert len(lines) == len(rows) + 3
+        assert lines[:kept] == rows[:kept]
+        assert all(sum(name in line for line in lines) == 1 for name in (b"/00.", b"3b.", b"3c."))
+        for end in (len(rows) + 1, len(rows) + 2, len(rows) + 3):
+            output.write_bytes(b"".join(lines[:end]))
+            summary = resume()
+            assert output.read_bytes().startswith(b"".join(lines[:end]))
+            assert summary.captioned == len(lines) - end
+    save(photos / "zz.png")
+    assert resume().captioned == 1
+    assert "zz.png" in output.read_text().splitlines()[-1]
+
+
+def test_a_list_in_another_order_is_resumed(tmp_path, photos):
+    output, listing = tmp_path / "out.jsonl", tmp_path / "list.txt"
+    names = [f"photos/{number}.png\n" for number in (0, 1, 3, 4, 1)]
+    listing.write_text("".join(names))
+    caption_to(output, [listing])
     before = output.read_bytes()
-    new = save(photos / "3b.png")
-    with pytest.raises(CaptionerError, match=r"3b\.png', a new photo, is due.*into another file"):
-        caption_to(output, [photos], mode="resume")
-    assert output.read_bytes() == before
-    new.rename(photos / "7.png")  # after the last one it is captioned
-    summary = caption_to(output, [photos], mode="resume")
-    assert (summary.captioned, summary.kept) == (1, 7)
+    listing.write_text("".join([*names[::-1], "photos/5.png\n"]))
+    assert caption_to(output, [listing], mode="resume").captioned == 1
+    assert output.read_bytes().startswith(before)
+    listing.write_text("".join(names[:-1]))
+    with pytest.raises(CaptionerError, match=r"has a result for '.*', which is not among these"):
+        caption_to(output, [listing], mode="resume")
 
 
 # -------------------------------------------------------------------------------------------- run
