@@ -68,8 +68,12 @@ def outlined_photos(coco: Path, photos: int | None) -> tuple[list[Path], list[Ex
     objects = CocoInstances(*instances)
     examples = [
         example
-        for captions in sorted(coco.glob("captions_*.json"))
-        for example in read_captions(captions, coco / "images", missing="skip")
+        for path in instances
+        for example in read_captions(
+            path.with_name(path.name.replace("instances", "captions")),
+            coco / "images",
+            missing="skip",
+        )
         if example.image_id in objects
     ]
     return instances, examples[:photos]
