@@ -121,7 +121,8 @@ def attention_viewer(value: dict[str, Any] | None = None, **options: Any) -> gr.
     """Return a component that shows what `payload.view_payload` gives.
 
     Its `select` event carries `index`, the sentence that was chosen; its `save` event `kind`, the
-    file that is wanted. Several may stand on one page.
+    file that is wanted; its `apply` event `place` and `word`, which is to stand there instead.
+    Several may stand on one page.
 
     Args:
         value: The payload, or None for an empty stage.
@@ -131,7 +132,7 @@ def attention_viewer(value: dict[str, Any] | None = None, **options: Any) -> gr.
         value,
         html_template=read_asset("viewer.html"),
         css_template=read_asset("viewer.css"),
-        js_on_load="".join(map(read_asset, ("overlay.js", "viewer.js", "actions.js"))),
+        js_on_load="".join(map(read_asset, ("overlay.js", "viewer.js", "actions.js", "others.js"))),
         apply_default_css=False,
         **encode_look(),
         **options,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from captioner.demo.session import Sentence, View
+from captioner.demo.session import END, Sentence, View
 from captioner.image import look
 from captioner.image.visualize import spread_weights
 from captioner.metrics.coco_categories import name_categories, word_class
@@ -75,7 +75,11 @@ def sentence_payload(sentence: Sentence, likeliest: float) -> dict[str, Any]:
         sentence: The sentence.
         likeliest: Logarithm of the probability of the likeliest sentence beside it.
     """
-    columns = (sentence.words, sentence.probabilities, sentence.known, sentence.attention)
+    others = sentence.alternatives or [[]] * len(sentence.words)
+    columns = (
+        *(sentence.words, sentence.probabilities, sentence.known, sentence.attention),
+        others[: len(sentence.words)],
+    )
     return {
         "text": sentence.text,
         "chance": chance(sentence.log_prob),
@@ -92,8 +96,15 @@ def sentence_payload(sentence: Sentence, likeliest: float) -> dict[str, Any]:
                 "place": place(cells),
                 "map": encode_map(cells),
                 "half": encode_half(cells),
+                "others": [
+                    [other, round(chance, 4)]
+                    for other, chance in instead
+                    if index or other != END  # a sentence has a word
+                ],
             }
-            for word, probability, known, cells in zip(*columns, strict=True)
+            for index, (word, probability, known, cells, instead) in enumerate(
+                zip(*columns, strict=True)
+            )
         ],
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,12 +18,14 @@ from PIL import Image
 from captioner.demo.security import MAX_FILE_BYTES, MAX_PIXELS
 from captioner.errors import CaptionerError, ImageError
 from captioner.image.io import open_image
-from captioner.outputs import Caption, SentenceScore
-from captioner.tokenizer import detokenize
+from captioner.outputs import Alternatives, Caption, SentenceScore
+from captioner.tokenizer import Vocabulary, detokenize
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
 
+ALTERNATIVES = 5  # words that are offered at each place
+END = Vocabulary.SPECIALS[Vocabulary.END]
 SHOWN_SIDE = 1024  # pixels of the longer side of the image that the browser gets
 
 
@@ -37,7 +39,9 @@ class Sentence:
         known: Whether the model's vocabulary has each of them.
         log_probs: Natural logarithm of the probability of each word, then of the sentence's end.
         attention: (T, H, W).
-        origin: `model`, or `yours` for one that the visitor typed.
+        origin: `model`; `yours` for one that the visitor typed; `continued` for one that the model
+            wrote after a word that the visitor chose.
+        alternatives: The likeliest words at each place, with their probabilities.
     """
 
     text: str
@@ -45,10 +49,13 @@ class Sentence:
     known: list[bool]
     log_probs: list[float]
     attention: np.ndarray
-    origin: Literal["model", "yours"]
+    origin: Literal["model", "yours", "continued"]
+    alternatives: Alternatives = field(default_factory=list)
 
     @classmethod
-    def of_caption(cls, caption: Caption) -> Sentence:
+    def of_caption(
+        cls, caption: Caption, origin: Literal["model", "continued"] = "model"
+    ) -> Sentence:
         """Return a sentence that the model found."""
         return cls(
             text=caption.text,
@@ -56,7 +63,8 @@ class Sentence:
             known=[True] * len(caption.words),
             log_probs=caption.log_probs,
             attention=caption.attention,
-            origin="model",
+            origin=origin,
+            alternatives=caption.alternatives,
         )
 
     @classmethod
@@ -69,6 +77,7 @@ class Sentence:
             log_probs=score.log_probs,
             attention=score.attention,
             origin="yours",
+            alternatives=score.alternatives,
         )
 
     @property
@@ -115,7 +124,7 @@ class View:
         return replace(self, chosen=index) if 0 <= index < len(self.sentences) else self
 
     def add(self, sentence: Sentence) -> View:
-        """Return the view with the visitor's sentence added, or replaced, and chosen."""
+        """Return the view with a sentence of the visitor's added, or replaced, and chosen."""
         own = tuple(each for each in self.sentences if each.origin == "model")
         return replace(self, sentences=(*own, sentence), chosen=len(own))
 
@@ -134,10 +143,10 @@ def caption_image(captioner: Captioner, path: str, options: Mapping[str, Any]) -
         CaptionerError: The image cannot be opened, or the options contradict each other; the
             message names no file of the server.
     """
-    data = _read(path)
+    data = read_file(path)
     try:
         image = open_image(data, max_pixels=MAX_PIXELS, shrink_to=SHOWN_SIDE)
-        caption = captioner(data, **options)
+        caption = captioner(data, **options, alternatives=ALTERNATIVES)
     except ImageError as error:
         # The first part of the message names the image.
         reason = str(error).split(": ", 1)[-1]
@@ -157,10 +166,35 @@ def score_sentence(captioner: Captioner, view: View, text: str) -> View:
     Raises:
         CaptionerError: The sentence has no words, or the image file is no longer there.
     """
-    return view.add(Sentence.of_score(captioner.score(_read(view.source), text)))
+    score = captioner.score(read_file(view.source), text, alternatives=ALTERNATIVES)
+    return view.add(Sentence.of_score(score))
 
 
-def _read(path: str) -> bytes:
+def continue_sentence(
+    captioner: Captioner, view: View, place: int, word: str, options: Mapping[str, Any]
+) -> View:
+    """Put another word into the chosen sentence, and let the model go on from there.
+
+    Args:
+        captioner: The model.
+        view: Image and sentences.
+        place: Of the word that is replaced.
+        word: Takes its place; `<end>` ends the sentence there.
+        options: Decoding options, as for `Captioner.stream`.
+
+    Raises:
+        CaptionerError: The model does not know a word, the options forbid the words, or the image
+            file is no longer there.
+    """
+    before = view.sentence.words[:place]
+    if word == END:
+        return score_sentence(captioner, view, detokenize(before))
+    given = {"prefix": detokenize([*before, word]), "num_captions": 1, "alternatives": ALTERNATIVES}
+    caption = captioner(read_file(view.source), **{**options, **given})
+    return view.add(Sentence.of_caption(caption, "continued"))
+
+
+def read_file(path: str) -> bytes:
     """Read a file; errors about an image in memory name no path of the server."""
     try:
         if Path(path).stat().st_size > MAX_FILE_BYTES:

@@ -12,8 +12,11 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 
+import gradio as gr
+
 from captioner.api import Captioner
 from captioner.demo.downloads import KINDS, make_file
+from captioner.demo.models import Models
 from captioner.demo.payload import (
     chance,
     encode_half,
@@ -24,7 +27,8 @@ from captioner.demo.payload import (
     place,
     view_payload,
 )
-from captioner.demo.session import SHOWN_SIDE, caption_image, score_sentence
+from captioner.demo.session import SHOWN_SIDE, caption_image, continue_sentence, score_sentence
+from captioner.demo.tabs.caption import on_other_word
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.image.look import half_level, heat_colours, heat_opacity, light
 from captioner.image.visualize import spread_weights
@@ -106,6 +110,40 @@ def test_an_own_sentence_takes_the_place_of_the_last_one(captioner, photo, view)
     second = score_sentence(captioner, first, "a zorbly cat")
     assert [each.origin for each in second.sentences] == ["model"] * 3 + ["yours"]
     assert second.sentence.known == [True, False, True]
+
+
+def test_another_word_leads_on(captioner, photo, view):
+    words = view.sentence.words
+    offered = view_payload(view)["sentences"][0]["words"]
+    assert all(len(word["others"]) == 5 or not index for index, word in enumerate(offered))
+    assert "<end>" not in [other for other, _ in offered[0]["others"]]
+    found = dict(offered[0]["others"])
+    assert found[words[0]] == offered[0]["probability"]
+    other = next(each for each in found if each != words[0])
+    longer = continue_sentence(captioner, view, 0, other, {"beam": 3, "num_captions": 3})
+    assert longer.sentence.words == captioner(photo, beam=3, prefix=other).words
+    assert longer.sentence.origin == "continued"
+    assert len(longer.sentences) == len(view.sentences) + 1
+    ended = continue_sentence(captioner, longer, 1, "<end>", {})
+    assert ended.sentence.words == [other]
+    assert len(ended.sentences) == len(view.sentences) + 1  # in the place of the last one
+    with pytest.raises(ConfigError, match="zorbly"):
+        continue_sentence(captioner, view, 1, "zorbly", {})
+
+
+@pytest.mark.parametrize(
+    "data", [None, {}, {"place": 99, "word": "dog"}, {"place": 0, "word": "dog " * 99}]
+)
+def test_a_word_that_the_page_cannot_send_is_refused(captioner, view, data):
+    models = Models.of({"tiny": captioner})
+    with pytest.raises(gr.Error):
+        on_other_word(models, data, view, "tiny", "spotlight", 0.5)
+    with pytest.raises(gr.Error):
+        on_other_word(models, {"place": 0, "word": "dog"}, None, "tiny", "spotlight", 0.5)
+    payload, _ = on_other_word(
+        models, {"place": 0, "word": "dog"}, view, "tiny", "spotlight", 0.5, "Beam search"
+    )
+    assert payload["sentences"][-1]["text"].startswith("dog")
 
 
 def test_choosing_what_is_not_there_changes_nothing(view):

@@ -20,7 +20,7 @@ class KnownCaptioner(Captioner):
         candidates = tuple(_caption(words, source) for words in SENTENCES)
         return replace(candidates[0], candidates=candidates)
 
-    def score(self, image, sentence):
+    def score(self, image, sentence, **options):
         words = tokenize(sentence)
         scored = super().score(image, sentence)  # refuses what cannot be scored
         assert scored.words == words

@@ -1,5 +1,5 @@
 // The attention viewer. Gradio gives `element`, `props`, `trigger` and `watch`; overlay.js precedes,
-// actions.js follows.
+// actions.js and others.js follow.
 // All text is set as text, never as HTML: words and messages may hold anything.
 
 const FADE = 220; // milliseconds from one word's map to the next
@@ -84,7 +84,7 @@ function renderCandidates() {
     const share = make("span", "share");
     share.style.setProperty("--share", each.share);
     row.append(make("span", "dot"), make("span", "text", each.text));
-    if (each.origin === "yours") row.append(make("span", "tag", "yours"));
+    if (each.origin !== "model") row.append(make("span", "tag", each.origin));
     row.append(share, chance);
     return row;
   });
@@ -167,7 +167,11 @@ function show() {
     panel.classList.toggle("on", Number(panel.dataset.index) === pinned);
   }
   const word = index === null ? null : sentence().words[index];
-  find("reading").textContent = word ? percent(word.probability) + " sure of \u201c" + word.text + "\u201d" : "";
+  const instead = word?.others.length && playing === null ? "; or go on with" : "";
+  find("reading").textContent = word
+    ? percent(word.probability) + " sure of \u201c" + word.text + "\u201d" + instead
+    : "";
+  renderOthers(index);
   fadeTo(index);
 }
 

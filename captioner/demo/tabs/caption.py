@@ -20,7 +20,7 @@ from captioner.demo.downloads import KINDS, make_file
 from captioner.demo.models import Models
 from captioner.demo.payload import error_payload, notice_payload, view_payload
 from captioner.demo.security import MAX_TEXT
-from captioner.demo.session import View, caption_image, score_sentence
+from captioner.demo.session import View, caption_image, continue_sentence, score_sentence
 from captioner.demo.settings import Settings, decoding_options
 from captioner.errors import CaptionerError, ImageError
 from captioner.tokenizer import tokenize
@@ -110,6 +110,11 @@ def connect(
         partial(on_sentence, models), [own, state, settings.model, *looks], shown, **searching
     )
     viewer.select(on_choice, state, state, queue=False, api_visibility="private")
+
+    def apply(event: gr.EventData, view: View | None, *values: Any) -> tuple[Any, ...]:
+        return on_other_word(models, event._data, view, *values)
+
+    viewer.apply(apply, [state, *given], shown, **searching)
     changes = [each.change for each in looks]
     gr.on(changes, None, [viewer, *looks], viewer, js=read_asset("restyle.js"))
     ready = gr.DownloadButton(visible=False)
@@ -190,6 +195,25 @@ def on_sentence(
     if not tokenize(sentence):
         raise gr.Error("Type at least one word.", print_exception=False)
     view = score_sentence(models[model], view, sentence)
+    return view_payload(view, style, strength), view
+
+
+def on_other_word(
+    models: Models,
+    data: Any,
+    view: View | None,
+    model: str,
+    style: str,
+    strength: float,
+    *search: Any,
+) -> tuple[dict[str, Any], View]:
+    """Continue the shown sentence after another word, and show it among the others."""
+    place, word = (data.get(name) if isinstance(data, dict) else None for name in ("place", "word"))
+    fits = isinstance(place, int) and view is not None and 0 <= place < len(view.sentence.words)
+    if not (fits and isinstance(word, str) and len(word) <= MAX_TEXT):
+        raise gr.Error("Give a photo first.", print_exception=False)
+    assert view is not None
+    view = continue_sentence(models[model], view, place, word, decoding_options(*search))
     return view_payload(view, style, strength), view
 
 
