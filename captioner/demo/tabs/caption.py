@@ -209,10 +209,10 @@ def on_other_word(
 ) -> tuple[dict[str, Any], View]:
     """Continue the shown sentence after another word, and show it among the others."""
     place, word = (data.get(name) if isinstance(data, dict) else None for name in ("place", "word"))
-    fits = isinstance(place, int) and view is not None and 0 <= place < len(view.sentence.words)
-    if not (fits and isinstance(word, str) and len(word) <= MAX_TEXT):
+    if not (isinstance(word, str) and len(word) <= MAX_TEXT and isinstance(place, int)):
+        raise gr.Error("Choose a word.", print_exception=False)
+    if view is None or not 0 <= place < len(view.sentence.words):
         raise gr.Error("Give a photo first.", print_exception=False)
-    assert view is not None
     view = continue_sentence(models[model], view, place, word, decoding_options(*search))
     return view_payload(view, style, strength), view
 
