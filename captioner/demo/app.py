@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from captioner.api import Captioner
 
 EXAMPLES = Path(__file__).parents[2] / "examples"  # of the repository; a wheel has none
-_ORDER = ("coffee", "cat", "rocket", "astronaut")  # the first is shown at the start
+_ORDER = (  # the first is shown at the start
+    *("coffee", "cat", "photographer", "stairs"),
+    *("grass", "astronaut", "rocket", "galaxies"),
+)
 _END_SECONDS = 2  # that the server may take to close
 
 

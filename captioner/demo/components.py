@@ -21,6 +21,12 @@ ASSETS = Path(__file__).parent / "assets"
 _SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
+_UNSEEN = ("rocket", "galaxies")  # examples of what the shipped model does badly
+_UNSEEN_HINT = (
+    "The rocket and the galaxies are unlike all that the model has seen: "
+    '<a href="#about">what it is bad at</a>.'
+)
+
 # For events that run a model: one at a time, as each uses all cores of a CPU.
 MODEL_QUEUE: dict[str, Any] = {
     "concurrency_limit": 1,
@@ -59,7 +65,9 @@ def theme() -> gr.themes.Base:
         background_fill_primary_dark="*neutral_900",
         background_fill_secondary="*neutral_100",
         background_fill_secondary_dark="*neutral_800",
-        color_accent="*primary_600",
+        color_accent="*primary_700",
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_400",
         block_border_width="1px",
         block_shadow="none",
         block_label_background_fill="transparent",
@@ -87,7 +95,10 @@ def image_input(examples: Sequence[str] = (), *, elem_id: str) -> gr.Image:
     # On the instance: beside the module of a subclass, Gradio writes a .pyi file at import.
     image.preprocess = lambda payload: None if payload is None else uploaded(payload.path)
     if examples:
-        gr.Examples([[path] for path in examples], image, label="Examples")
+        with gr.Column(elem_classes="examples"):
+            gr.Examples([[path] for path in examples], image, label="Examples")
+            if any(Path(path).stem in _UNSEEN for path in examples):
+                gr.HTML(_UNSEEN_HINT, elem_classes="hint")
     return image
 
 

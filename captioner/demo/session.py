@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from captioner.demo.messages import for_visitors
 from captioner.demo.security import MAX_FILE_BYTES, MAX_PIXELS
 from captioner.errors import CaptionerError, ImageError
 from captioner.image.io import open_image
@@ -149,7 +150,7 @@ def caption_image(captioner: Captioner, path: str, options: Mapping[str, Any]) -
         caption = captioner(data, **options, alternatives=ALTERNATIVES)
     except ImageError as error:
         # The first part of the message names the image.
-        reason = str(error).split(": ", 1)[-1]
+        reason = for_visitors(str(error).split(": ", 1)[-1])
         raise ImageError(f"This photo cannot be used: {reason}") from error
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

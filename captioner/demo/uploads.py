@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from captioner.batch.item import Item, Result, reason
 from captioner.batch.runner import caption_items
 from captioner.demo import security
+from captioner.demo.messages import for_visitors
 from captioner.errors import ImageError
 from captioner.image.io import IMAGE_SUFFIXES, open_image
 from captioner.utils.parallel import batched, map_ahead
@@ -136,7 +137,7 @@ def open_item(captioner: Captioner, item: Item) -> OpenedImage:
     try:
         image = open_image(item.source, max_pixels=security.MAX_PIXELS, shrink_to=shape.size)
     except ImageError as error:
-        return OpenedImage(item.name, error=reason(item.source, str(error)))
+        return OpenedImage(item.name, error=for_visitors(reason(item.source, str(error))))
     square = shape.to_uint8(image)
     image.thumbnail(_THUMBNAIL)
     buffer = io.BytesIO()

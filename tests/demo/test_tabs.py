@@ -20,12 +20,15 @@ import gradio as gr
 from captioner.api import Captioner
 from captioner.demo import app, model_card, security, settings, uploads
 from captioner.demo.components import list_uploads
+from captioner.demo.messages import for_visitors
 from captioner.demo.models import SHIPPED, Models
 from captioner.demo.security import prepare_gradio
 from captioner.demo.tabs import about as about_tab
 from captioner.demo.tabs import batch as batch_tab
 from captioner.demo.tabs import compare as compare_tab
 from captioner.demo.uploads import Upload, caption_uploads
+from captioner.errors import ImageError
+from captioner.image.io import open_image
 from captioner.outputs import Failure
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -290,6 +293,45 @@ def test_the_figures_about_attention_are_those_of_the_documentation():
         [peak[0], peak[-1]],
         [ours[-2], chance[-2]],
     ]
+
+
+def test_the_figures_of_the_shipped_model_are_those_of_readme():
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    for name, told in model_card.VALIDATION:
+        cells = re.search(rf"^\| {name.lower()} \|(.*)\|$", text, re.MULTILINE)[1].split("|")
+        columns = ("CIDEr-D", "BLEU-4", "BLEU-1", "ROUGE-L")
+        pairs = zip(columns, cells, strict=True)
+        assert told == ", ".join(f"{column} {cell.strip()}" for column, cell in pairs)
+    prose = " ".join(text.split())
+    bleu, *others = model_card.TEST
+    assert f"BLEU {bleu[1].replace(', ', ' / ')}" in prose
+    for name, value in others:
+        assert f"{name} {value}" in prose
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("a HEIC photo needs one more package: pip install pillow-heif", "save it as JPEG"),
+        (
+            "10,000 x 6,500 = 65,000,000 pixels is over the limit of 64,000,000 (a bomb?)",
+            "it has 65 megapixels, over the limit of 64: make it smaller",
+        ),
+        ("the file is empty (0 bytes)", "the file is empty (0 bytes)"),
+    ],
+)
+def test_messages_are_for_visitors(reason, told):
+    assert told in for_visitors(reason)
+    assert "pip" not in for_visitors(reason)
+
+
+def test_the_messages_are_those_of_the_library(tmp_path):
+    heic = tmp_path / "a.heic"
+    heic.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    for data, told in ((heic.read_bytes(), "JPEG"), (png_header(10_000, 6_500), "65 megapixels")):
+        with pytest.raises(ImageError) as caught:
+            open_image(data, max_pixels=security.MAX_PIXELS)
+        assert told in for_visitors(str(caught.value))
 
 
 def test_every_tab_is_on_the_page(models):

@@ -86,7 +86,8 @@ def visit(browser, _contexts):
         _watch(page, complaints)
         page.goto(address)
         # Where there is an example, it is shown once the model is loaded.
-        page.wait_for_selector("#viewer .viewer[data-state]:not([data-state=loading])")
+        ready = "#viewer .viewer[data-state]:not([data-state=loading])"
+        page.wait_for_selector(ready, state="attached")  # another tab may be open
         return page
 
     yield open_page

@@ -24,9 +24,8 @@ function makeRow(row) {
   text.append(make("p", "sentence", row.error ?? row.caption));
   for (const other of row.others ?? []) text.append(make("p", "other", other));
   text.append(make("p", "file", row.name));
-  const score = row.error === undefined ? row.score.toFixed(2).replace("-", "\u2212") : "";
-  const cell = make("td", "score", score);
-  cell.title = "The logarithm of the sentence's probability, nearer to 0 is likelier";
+  const cell = make("td", "chance", row.chance ?? "");
+  cell.title = "How likely the model finds exactly this sentence";
   line.append(picture, text, cell);
   return line;
 }
@@ -35,7 +34,7 @@ function render() {
   const value = props.value && typeof props.value === "object" ? props.value : null;
   root.dataset.state = value?.error ? "error" : value?.rows ? "ready" : "empty";
   root.dataset.done = String(Boolean(value?.done));
-  find("notice").textContent = value?.error || "Drop photos or a zip, and each gets its sentence.";
+  find("notice").textContent = value?.error || "Drop or paste photos or a zip anywhere, and each gets its sentence.";
   const rows = value?.rows ?? [];
   if (rows.length < body.children.length || (value?.done && rows.length === body.children.length)) {
     body.replaceChildren(); // another run

@@ -51,7 +51,7 @@ function render() {
   const before = view && sentence().text + view.photo;
   view = next?.sentences ? next : null;
   root.dataset.state = next?.error ? "error" : view ? "ready" : next?.notice ? "loading" : "empty";
-  find("message").textContent = next?.error || next?.notice || "Give a photo, and read what it shows.";
+  find("message").textContent = next?.error || next?.notice || "Drop or paste a photo anywhere, and read what it shows.";
   find("problem").textContent = next?.problem ?? "";
   find("problem").hidden = !next?.problem;
   if (!view) return cancelAnimationFrame(frame); // no photo is left for a fade to end on

@@ -64,9 +64,9 @@ def _attention(measured: bool) -> str:
             f'<tr><th scope="row">{_text(label)}</th><td>{ours}</td><td>{chance}</td></tr>'
             for label, ours, chance in MEASURED
         )
-        head = "<tr><th></th><th>attention</th><th>by chance</th></tr>"
+        columns = "".join(f'<th scope="col">{name}</th>' for name in ("attention", "by chance"))
         text += f'<p>Measured for the {SHIPPED}, on photos of COCO:</p><table class="measured">'
-        text += f"<thead>{head}</thead><tbody>{rows}</tbody></table>"
+        text += f"<thead><tr><td></td>{columns}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<article class="card">{text}</article>'
 
 

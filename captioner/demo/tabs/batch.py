@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from captioner.batch.item import Result
 from captioner.demo.components import BATCH_QUEUE, files_input, read_asset
 from captioner.demo.downloads import CaptionTables
 from captioner.demo.models import Models
-from captioner.demo.payload import error_payload
+from captioner.demo.payload import chance, error_payload
 from captioner.demo.security import MAX_FILE_BYTES, MAX_IMAGES, MAX_UPLOAD_BYTES
 from captioner.demo.settings import Settings, decoding_options
 from captioner.demo.uploads import OpenedImage, Upload, caption_uploads, count_uploads
@@ -114,7 +115,8 @@ def row_payload(image: OpenedImage, result: Result) -> dict[str, Any]:
     if isinstance(result, Failure):
         return {**row, "error": result.error}
     others = [other.text for other in result.candidates[1:]]
-    return {**row, "caption": result.text, "score": round(result.score, 2), "others": others}
+    likely = chance(math.fsum(result.log_probs))
+    return {**row, "caption": result.text, "chance": likely, "others": others}
 
 
 def _nothing() -> tuple[Any, ...]:
