@@ -83,7 +83,7 @@ def test_the_file_name_of_a_download_is_harmless(visit, address):
     [
         (b"just a letter", "not a picture"),
         (b"", "cannot be used"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "not a picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "an SVG drawing"),
         (png_header(50_000, 50_000), "over the limit"),
     ],
     ids=["text", "empty", "svg", "bomb"],

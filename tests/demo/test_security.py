@@ -156,7 +156,7 @@ def test_the_photo_on_show_is_served_but_not_its_neighbour(demo, outside):
     ("content", "said"),
     [
         (png_header(50_000, 50_000), "over the limit"),
-        (b"<svg onload=alert(1)>" * 20, "not a picture"),
+        (b"<svg onload=alert(1)>" * 20, "an SVG drawing"),
         (b"\x89PNG\r\n\x1a\n", "damaged"),
     ],
 )
