@@ -11,7 +11,7 @@ import glob
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from captioner.batch.formats import PreviousResult, texts, to_row
 from captioner.batch.item import Item, Result
@@ -20,7 +20,7 @@ from captioner.batch.sources import STDIN, STRIP_SUFFIX
 from captioner.errors import CaptionerError
 from captioner.image.io import IMAGE_SUFFIXES
 from captioner.outputs import Caption, Failure
-from captioner.utils.files import write_atomically
+from captioner.utils.files import remove_leftovers, write_atomically
 
 _LONGEST = 255  # bytes of a file name
 
@@ -84,21 +84,25 @@ class SidecarWriter:
         folder, name = os.path.split(path)
         stem, suffix = os.path.splitext(name)
         if folder != self._folder:
-            self._folder, self._shared = folder, _shared_stems(folder)
+            names: list[str] = []
+            with contextlib.suppress(OSError):  # opening the images will say so
+                names = sorted(os.listdir(folder or "."))
+            self._folder, self._shared = folder, _shared_stems(names)
+            if os.name == "posix":  # elsewhere a signal of 0 is no question
+                remove_leftovers(folder, names)
         if suffix.lower() in IMAGE_SUFFIXES and self._shared.get(stem, name) == name:
             return os.path.join(folder, stem + ".txt")
         return path + ".txt"
 
 
-def _shared_stems(folder: str) -> dict[str, str]:
+def _shared_stems(names: Iterable[str]) -> dict[str, str]:
     """Return the names that several images of a folder share but for the ending -> the first."""
     first: dict[str, str] = {}
     shared: dict[str, str] = {}
-    with contextlib.suppress(OSError):  # opening the images will say so
-        for name in sorted(os.listdir(folder or ".")):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES and first.setdefault(stem, name) != name:
-                shared[stem] = first[stem]
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES and first.setdefault(stem, name) != name:
+            shared[stem] = first[stem]
     return shared
 
 

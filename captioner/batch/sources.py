@@ -10,8 +10,10 @@ lists and archives by line, folders sorted by name.
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import glob
+import gzip
 import logging
 import lzma
 import os
@@ -23,11 +25,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeAlias
+from typing import IO, Any, TypeAlias
 
 from captioner.batch.item import Item
 from captioner.batch.lists import LIST_SUFFIXES, read_list, read_stdin
 from captioner.batch.parquet import PARQUET_SUFFIXES, count_rows, read_parquet
+from captioner.image.foreign import describe_foreign_file
 from captioner.image.io import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,11 @@ _MAX_HEADER = 1024**2
 _MAX_LINKS = 40
 """Links from one to the next that are followed, as many as Linux does; a circle never ends."""
 _ARCHIVE_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
+_OPENERS: tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...] = (
+    (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
+    (b"BZh", bz2.BZ2File),
+    (b"\xfd7zXZ\0", lzma.LZMAFile),
+)
 _READ_WHOLE = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -286,18 +294,24 @@ def read_archive(path: str) -> Iterator[Item]:
                 found += 1
                 yield item
     except _ARCHIVE_ERRORS as error:
-        yield _damaged(path, error, found)
+        foreign = None if found else _describe(path)
+        yield Item(path, error=foreign) if foreign else _damaged(path, error, found)
     if links:
         yield from _read_links(path, links)
 
 
 def _members(path: str) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """Yield the members of an archive, and the archive, without the hidden ones."""
-    with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
-        for member in archive:
-            archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every member
-            if not member.name.rsplit("/", 1)[-1].startswith("."):
-                yield member, archive
+    with open(path, "rb") as raw:
+        head = raw.peek(6)
+        opener = next((opener for start, opener in _OPENERS if head.startswith(start)), None)
+        # Not tarfile's own way, which ends with the first of several compressed pieces.
+        stream: Any = raw if opener is None else opener(raw)
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep every member
+                if not member.name.rsplit("/", 1)[-1].startswith("."):
+                    yield member, archive
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> Item:
@@ -340,6 +354,17 @@ def _read_links(path: str, links: dict[str, str]) -> Iterator[Item]:
     for target, names in wanted.items():
         for name in names:
             yield Item(f"{path}/{name}", error=f"a link to no file in the archive ({target})")
+
+
+def _describe(path: str) -> str | None:
+    """Say what a file is that is no archive; None if that cannot be told."""
+    with contextlib.suppress(OSError):
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                foreign = describe_foreign_file(file.read(512))
+            if foreign and not foreign.startswith(("a tar", "a compressed")):
+                return foreign
+    return None
 
 
 def _damaged(path: str, error: Exception, found: int) -> Item:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import secrets
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from captioner.errors import CaptionerError
+
+_TEMPORARY = re.compile(r"\.captioner-[0-9a-f]{8}-(\d+)-[0-9a-f]{8}\.part")
 
 
 @contextlib.contextmanager
@@ -25,7 +30,7 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # A short name, for targets whose names are as long as names can be.
-    temporary = target.parent / f".captioner-{secrets.token_hex(8)}.part"
+    temporary = target.parent / f".captioner-{_process(os.getpid())}-{secrets.token_hex(4)}.part"
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     mode = temporary.stat().st_mode & 0o777
     try:
@@ -50,6 +55,34 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             temporary.write_bytes(data)
     except OSError as error:
         raise CaptionerError(f"cannot write {os.fspath(path)}: {error.strerror}") from None
+
+
+def remove_leftovers(folder: str, names: Iterable[str]) -> None:
+    """Remove the temporary files of processes of this machine that were killed.
+
+    Args:
+        folder: Where they may be.
+        names: Of the files in it.
+    """
+    for name in names:
+        match = _TEMPORARY.fullmatch(name)
+        if match and match[0].startswith(f".captioner-{_process(int(match[1]))}-"):
+            try:
+                os.kill(int(match[1]), 0)
+            except ProcessLookupError:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+            except OSError:  # another user's process, which is alive
+                pass
+
+
+def _process(pid: int) -> str:
+    """Return the number of a process with what tells it from those of other machines."""
+    try:  # containers of one name number their processes apart
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        space = 0
+    return f"{zlib.crc32(f'{platform.node()} {space}'.encode()):08x}-{pid}"
 
 
 class LockHeldError(CaptionerError):

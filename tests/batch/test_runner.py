@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from helpers.fake_captioner import FakeCaptioner, caption_to, make_photos, names, save
+from helpers.tiny_files import environment
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +29,7 @@ from captioner.batch.sources import open_sources
 from captioner.batch.writers import RowWriter, is_finished, open_writer
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.image import io as images
+from captioner.utils.files import replacing
 
 
 @pytest.fixture(autouse=True)
@@ -365,6 +369,22 @@ def test_sidecars(tmp_path, photos):
     assert caption("new", long).ok
     caption("overwrite", photos / "1.png")
     assert (photos / "1.txt").read_text() == "a photo\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes are not asked about there")
+def test_what_a_killed_run_of_sidecars_left_is_removed(tmp_path, photos):
+    program = (
+        "import os, sys; from captioner.utils.files import replacing\n"
+        "with replacing(sys.argv[1]): print(os.getpid(), flush=True); os.kill(os.getpid(), 9)"
+    )
+    target = str(photos / "0.txt")
+    subprocess.run([sys.executable, "-c", program, target], env=environment(), capture_output=True)
+    with replacing(photos / "other.txt") as mine:  # a process that lives
+        before = {path.name for path in photos.glob(".captioner-*.part")}
+        assert len(before) == 2
+        run(FakeCaptioner(), open_sources([str(photos)]), open_writer(None, "sidecar"))
+        assert {path.name for path in photos.glob(".captioner-*.part")} == {mine.name}
+    assert (photos / "0.txt").read_text() == "a photo\n"
 
 
 def test_a_failed_sidecar_fails_again_when_resumed(tmp_path, photos):

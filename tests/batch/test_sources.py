@@ -1,8 +1,11 @@
 """What becomes of all the things that a person may name as a source of photos."""
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
 import sys
 import tarfile
@@ -236,6 +239,25 @@ def test_other_files_of_folders_are_counted(tmp_path):
     assert Summary(captioned=3, left_out=found).lines()[-1] == (
         "  3 files are no images: .mov, .txt, no ending"
     )
+
+
+@pytest.mark.parametrize("packer", [gzip, bz2, lzma])
+def test_archives_compressed_in_several_pieces(tmp_path, packer):
+    with tarfile.open(tmp_path / "plain.tar", "w") as archive:
+        for name in ("a.png", "b.png"):
+            archive.add(save(tmp_path / name), name)
+    data = (tmp_path / "plain.tar").read_bytes()
+    path = tmp_path / "pieces.tar.gz"  # whatever its name says
+    path.write_bytes(packer.compress(data[:700]) + packer.compress(data[700:]))
+    assert [item.error for item in open_sources([str(path)])] == [None, None]
+
+
+def test_what_is_called_an_archive_is_named(tmp_path):
+    for content, reason in ((b"PK\3\4", "a zip archive"), (b"<html>", "a web page")):
+        path = tmp_path / "photos.tar"
+        path.write_bytes(content + bytes(600))
+        (item,) = open_sources([str(path)])
+        assert reason in item.error
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz", "w:bz2"])
