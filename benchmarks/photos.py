@@ -15,8 +15,10 @@ from captioner.image.io import IMAGE_SUFFIXES
 
 
 @contextmanager
-def photo_files(given: list[Path], count: int) -> Iterator[list[Path]]:
-    """``count`` photo files: the given ones over and over, or made-up ones of 640 × 480 pixels."""
+def photo_files(
+    given: list[Path], count: int, size: tuple[int, int] = (640, 480)
+) -> Iterator[list[Path]]:
+    """``count`` photo files: the given ones over and over, or made-up ones of this size."""
     with tempfile.TemporaryDirectory() as folder:
         found = []
         for path in given:
@@ -28,7 +30,7 @@ def photo_files(given: list[Path], count: int) -> Iterator[list[Path]]:
             rng = np.random.default_rng(0)
             for n in range(min(count, 64)):
                 found.append(Path(folder, f"{n}.jpg"))
-                found[-1].write_bytes(made_up_photo(rng))
+                found[-1].write_bytes(made_up_photo(rng, size))
         yield [found[n % len(found)] for n in range(count)]
 
 

@@ -16,28 +16,27 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 
-from captioner.backends.base import Backend, BackendName, Stepper
+from captioner.backends.base import Backend, BackendName
 from captioner.backends.load import installed, load_backend
 from captioner.checkpoint import Header
-from captioner.decoding.beam_search import beam_search
-from captioner.decoding.hypothesis import EnsembleStepper, Hypothesis, score_words
+from captioner.decoding.hypothesis import Hypothesis, score_words
 from captioner.decoding.options import DecodingOptions, decoding_options
-from captioner.decoding.sampling import image_key, sample
 from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.hub import WEIGHTS, local_model
 from captioner.image.io import ImageSource, open_image
+from captioner.image.reader_processes import read_squares
 from captioner.outputs import Caption, Failure, SentenceScore
+from captioner.streaming import encode, inference, make_stepper, open_all, search_all
 from captioner.tokenizer import tokenize
 from captioner.utils.device import Precision
-from captioner.utils.parallel import batched, map_ahead
+from captioner.utils.parallel import batched
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,9 +46,6 @@ if TYPE_CHECKING:
     from captioner.models.caption_model import CaptionModel
 
 __all__ = ["DEFAULT_WEIGHTS", "Caption", "Captioner", "Ensemble", "Failure", "SentenceScore"]
-
-# A source and, for each model, the square it sees.
-_Opened: TypeAlias = "tuple[ImageSource, list[np.ndarray] | CaptionerError]"
 
 DEFAULT_WEIGHTS = WEIGHTS / "default.safetensors"
 
@@ -138,6 +134,11 @@ class Captioner:
         return self.backends[0]
 
     @property
+    def batch_size(self) -> int:
+        """How many images are computed together, unless the caller chooses."""
+        return min(backend.batch_size for backend in self.backends)
+
+    @property
     def torch_backend(self) -> TorchBackend:
         """The (first) model in PyTorch, for what needs gradients or parameters.
 
@@ -191,19 +192,20 @@ class Captioner:
         self,
         sources: Iterable[ImageSource],
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         workers: int | None = None,
         on_error: Literal["yield", "raise"] = "yield",
         **options: Unpack[OptionArguments],
     ) -> Iterator[Caption | Failure]:
         """Caption any number of images, in order, holding only a few batches at a time.
 
-        Threads read the next images while this one computes.
+        Threads, or on a GPU processes, read the next images while this one computes.
 
         Args:
             sources: Images; read lazily.
-            batch_size: Images encoded and decoded together.
-            workers: Threads that read; None takes one per CPU core, at most 8.
+            batch_size: Images encoded and decoded together; None takes 32, on a GPU 128.
+            workers: Threads that read, on a GPU processes; None takes one per CPU core, at most 8
+                threads. One always reads in this process.
             on_error: `yield` gives a `Failure` in the image's place, `raise` raises.
             **options: Fields of `captioner.decoding.options.DecodingOptions`: `beam`,
                 `num_captions`, `max_length`, `length_penalty`, `sample`, ...; and the words `ban`,
@@ -216,7 +218,7 @@ class Captioner:
             ConfigError: An option is unknown or impossible, or two contradict each other.
         """
         checked = decoding_options(self.vocabulary, **options)  # at once, not at the first result
-        return self._stream(sources, batch_size, workers, on_error, checked)
+        return self._stream(sources, batch_size or self.batch_size, workers, on_error, checked)
 
     def _stream(
         self,
@@ -226,51 +228,17 @@ class Captioner:
         on_error: str,
         options: DecodingOptions,
     ) -> Iterator[Caption | Failure]:
-        def read(source: ImageSource) -> _Opened:
-            try:
-                return source, self._read(source)
-            except CaptionerError as error:
-                return source, error
-
-        workers = workers or min(8, os.cpu_count() or 1)
-        opened = map_ahead(read, sources, workers=workers, depth=2 * batch_size)
-        for batch, sentences in self._search_all(batched(opened, batch_size), options):
-            found = iter(sentences)
-            for source, image in batch:
-                if not isinstance(image, CaptionerError):
-                    yield self.to_caption(source, next(found))
-                elif on_error == "raise":
-                    raise image
-                else:
-                    yield Failure(source, str(image))
-
-    def _search_all(
-        self, batches: Iterator[list[_Opened]], options: DecodingOptions
-    ) -> Iterator[tuple[list[_Opened], list[list[Hypothesis]]]]:
-        """Search batch after batch; yield each with the sentences of the images that opened.
-
-        Several batches may be in work at once, in as many lanes as the backend has.
-        """
-
-        def search(batch: list[_Opened]) -> tuple[list[_Opened], list[list[Hypothesis]]]:
-            squares = [image for _, image in batch if not isinstance(image, CaptionerError)]
-            pixels = [np.stack(each) for each in zip(*squares, strict=True)]  # one per model
-            return batch, self.search(pixels, options) if pixels else []
-
-        def enter_lane() -> None:
-            # The models of an ensemble share the threads of their framework: divide them once.
-            for backend in {type(backend): backend for backend in self.backends}.values():
-                backend.enter_lane(lanes)
-
-        first = list(itertools.islice(batches, min(backend.lanes for backend in self.backends)))
-        lanes = len(first)
-        batches = itertools.chain(first, batches)
-        if lanes <= 1:
-            yield from map(search, batches)
-        else:
-            yield from map_ahead(
-                search, batches, workers=lanes, depth=2 * lanes, initializer=enter_lane
-            )
+        with contextlib.closing(open_all(self.backends, sources, batch_size, workers)) as opened:
+            batches = batched(opened, batch_size)
+            for batch, sentences in search_all(self.backends, batches, options):
+                found = iter(sentences)
+                for source, image in batch:
+                    if not isinstance(image, CaptionerError):
+                        yield self.to_caption(source, next(found))
+                    elif on_error == "raise":
+                        raise image
+                    else:
+                        yield Failure(source, str(image))
 
     def read(self, source: ImageSource) -> np.ndarray:
         """Open an image and bring it to the encoder's square: (S, S, 3) uint8.
@@ -280,43 +248,9 @@ class Captioner:
         """
         return self.preprocess.to_uint8(open_image(source, shrink_to=self.preprocess.size))
 
-    def _read(self, source: ImageSource) -> list[np.ndarray]:
-        """Open an image once and bring it to the square of each model."""
-        shapes = [backend.header.preprocess for backend in self.backends]
-        image = open_image(source, shrink_to=max(shape.size for shape in shapes))
-        return [shape.to_uint8(image) for shape in shapes]
-
     def encode(self, pixels: np.ndarray) -> Any:
         """Encode images that `read` opened, for `backend.stepper`: (B, S, S, 3) uint8."""
         return self.backend.encode(pixels)
-
-    @contextlib.contextmanager
-    def _decoding(self, pixels: Sequence[np.ndarray]) -> Iterator[Stepper]:
-        """Encode a batch, (B, S, S, 3) uint8 per model; search it while the block runs."""
-        with contextlib.ExitStack() as stack:
-            for backend in self.backends:
-                stack.enter_context(backend.inference())
-            steppers = [
-                backend.stepper(backend.encode(squares))
-                for backend, squares in zip(self.backends, pixels, strict=True)
-            ]
-            yield steppers[0] if len(steppers) == 1 else EnsembleStepper(steppers)
-
-    def search(
-        self, pixels: Sequence[np.ndarray], options: DecodingOptions
-    ) -> list[list[Hypothesis]]:
-        """Encode a batch, (B, S, S, 3) uint8 per model, and find the sentences of each image."""
-        with self._decoding(pixels) as stepper:
-            if options.sample:
-                keys = [image_key(square.tobytes()) for square in pixels[0]]
-                found = sample(stepper, options, keys)
-            else:
-                found = beam_search(stepper, options)
-        if options.mbr:
-            from captioner.decoding.mbr import choose
-
-            found = [choose(sentences, options) for sentences in found]
-        return found
 
     def to_caption(self, source: ImageSource, hypotheses: Sequence[Hypothesis]) -> Caption:
         """Turn what a search found for an image, best first, into a `Caption`."""
@@ -342,7 +276,12 @@ class Captioner:
         if not words:
             raise CaptionerError(f"the sentence {sentence!r} has no words to score")
         ids = self.vocabulary.encode(words)
-        with self._decoding([square[None] for square in self._read(image)]) as stepper:
+        squares = read_squares(image, [backend.header.preprocess for backend in self.backends])
+        if isinstance(squares, CaptionerError):
+            raise squares
+        pixels = [square[None] for square in squares]
+        with inference(self.backends):
+            stepper = make_stepper(self.backends, encode(self.backends, pixels))
             log_probs, maps = score_words(stepper, ids)  # (T + 1, V), (T, L)
         maps = maps.reshape(-1, *self.backend.grid)
         return SentenceScore.of(words, log_probs, maps, self.vocabulary, alternatives)

@@ -9,7 +9,7 @@ ROOT = Path(captioner.__file__).parent
 FLOORS = [  # a room imports from its own floor and from those below it
     ("utils", "errors", "captioner"),
     ("models", "metrics", "image", "tokenizer", "config", "checkpoint", "hub"),
-    ("api", "outputs", "backends", "decoding", "data"),
+    ("api", "streaming", "outputs", "backends", "decoding", "data"),
     ("demo", "batch", "training", "evaluation", "prepare"),
     ("cli", "__main__"),
 ]

@@ -9,14 +9,22 @@ L = H·W locations of the attention grid.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from captioner.checkpoint import Header
 
+if TYPE_CHECKING:
+    from captioner.decoding.hypothesis import Hypothesis
+    from captioner.decoding.options import DecodingOptions
+
 BackendName: TypeAlias = Literal["auto", "torch", "onnx"]
+
+BATCH_SIZE = 32
+"""Images that are computed together on a CPU, unless the caller chooses."""
 
 
 class Stepper(Protocol):
@@ -73,6 +81,14 @@ class Backend(Protocol):
     def lanes(self) -> int:
         """How many batches may be computed at once, each in a thread of its own."""
 
+    @property
+    def batch_size(self) -> int:
+        """How many images to compute together, unless the caller chooses."""
+
+    @property
+    def reads_in_processes(self) -> bool:
+        """Whether it computes faster than threads of one process can read images."""
+
     def enter_lane(self, lanes: int) -> None:
         """Limit the calling thread to its share of the cores, where `lanes` threads compute."""
 
@@ -91,3 +107,18 @@ class Backend(Protocol):
 
     def stepper(self, memory: Any) -> Stepper:
         """Start to decode encoded images, with one row each."""
+
+    def search(
+        self, memory: Any, options: DecodingOptions, keys: Sequence[int]
+    ) -> Callable[[], list[list[Hypothesis]]] | None:
+        """Prepare a search that the device does by itself, right after `encode`.
+
+        Args:
+            memory: Encoded images.
+            options: How to search or to draw.
+            keys: One number per image, which selects its random stream; for `sample`.
+
+        Returns:
+            What searches and returns the sentences of each image. Images that are encoded before
+            it is called are computed at the same time. None if a search has to drive `stepper`.
+        """

@@ -18,12 +18,14 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from captioner.backends.base import BATCH_SIZE
 from captioner.backends.onnx_check import check_graph
 from captioner.checkpoint import Header, header_from_document, read_document
 from captioner.errors import CheckpointError
@@ -31,6 +33,8 @@ from captioner.utils.device import default_threads
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+    from captioner.decoding.options import DecodingOptions
 
 ENCODER_INPUTS = ("pixels",)
 ENCODER_OUTPUTS = ("values", "keys", "hidden", "cell")
@@ -79,6 +83,8 @@ class OnnxBackend:
     """
 
     name = "onnx"
+    batch_size = BATCH_SIZE
+    reads_in_processes = False
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None):
         contents = _read(Path(path))
@@ -112,6 +118,9 @@ class OnnxBackend:
     def stepper(self, memory: OnnxMemory) -> OnnxStepper:
         """Start to decode encoded images, with one row each."""
         return OnnxStepper(self._session("step"), memory, self.grid)
+
+    def search(self, memory: OnnxMemory, options: DecodingOptions, keys: Sequence[int]) -> None:
+        """Leave searches to those that drive `stepper`."""
 
     def _start(self, graphs: dict[str, bytes]) -> None:
         for name in _GRAPHS:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
+from captioner.backends.base import BATCH_SIZE
+from captioner.backends.torch_search import DeviceSearch, supports
 from captioner.checkpoint import Header, load_checkpoint
+from captioner.decoding.hypothesis import Hypothesis
+from captioner.decoding.options import DecodingOptions
 from captioner.errors import CaptionerError
 from captioner.models.attention import Memory
 from captioner.models.caption_model import CaptionModel
@@ -24,6 +28,7 @@ from captioner.models.fuse_bn import fuse_bn
 from captioner.utils.device import Precision, autocast, resolve_device, trunk_autocast
 
 _LANES = 4  # batches at once on a CPU; each holds its own activations in memory
+_BATCH_SIZE_GPU = 128
 _threads_lock = threading.Lock()
 
 
@@ -109,6 +114,10 @@ class TorchBackend:
         self.precision: Precision = precision
         self.model = fuse_bn(model).to(self.device)
         self.model.encoder.backbone.to(memory_format=torch.channels_last)
+        self._device_search = DeviceSearch(self.model.decoder)
+        self._search_stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._search_stream = torch.cuda.Stream(self.device)
 
     @classmethod
     def load(
@@ -142,6 +151,16 @@ class TorchBackend:
         """
         return min(torch.get_num_threads(), _LANES) if self.device.type == "cpu" else 1
 
+    @property
+    def batch_size(self) -> int:
+        """How many images to compute together, unless the caller chooses."""
+        return BATCH_SIZE if self.device.type == "cpu" else _BATCH_SIZE_GPU
+
+    @property
+    def reads_in_processes(self) -> bool:
+        """Whether it computes faster than threads of one process can read images."""
+        return self.device.type == "cuda"
+
     def enter_lane(self, lanes: int) -> None:
         """Limit the calling thread to its share of the cores."""
         with _threads_lock:
@@ -169,7 +188,10 @@ class TorchBackend:
                 f"a model on {self.device.type} cannot be used in a forked process: load it after "
                 "the fork, or start processes with 'spawn'"
             )
-        images = self.header.preprocess.normalize(torch.from_numpy(pixels).to(self.device))
+        batch = torch.from_numpy(pixels)
+        if self.device.type == "cuda":  # from there it is copied while the host goes on
+            batch = batch.pin_memory()
+        images = self.header.preprocess.normalize(batch.to(self.device, non_blocking=True))
         with torch.no_grad(), trunk_autocast(self.device, self.precision):
             grid: Grid = self.model.encoder(images)
         return grid
@@ -182,6 +204,27 @@ class TorchBackend:
     def stepper(self, memory: Memory) -> TorchStepper:
         """Start to decode encoded images, one row each."""
         return TorchStepper(self.model.decoder, memory)
+
+    def search(
+        self, memory: Memory, options: DecodingOptions, keys: Sequence[int]
+    ) -> Callable[[], list[list[Hypothesis]]] | None:
+        """Prepare a search on a GPU, right after `encode`; see `captioner.backends.base.Backend`.
+
+        It runs on a stream of its own, beside the encoder of the next batch.
+        """
+        stream = self._search_stream
+        if stream is None or not supports(options, self.model.decoder.embed.num_embeddings):
+            return None
+        encoded = torch.cuda.current_stream(self.device).record_event()
+
+        def search() -> list[list[Hypothesis]]:
+            with torch.cuda.stream(stream), self.inference():
+                stream.wait_event(encoded)
+                for tensor in (memory.values, memory.keys):
+                    tensor.record_stream(stream)  # its memory is not to be used again before
+                return self._device_search.hypotheses(memory, options, keys)
+
+        return search
 
 
 def _after_fork() -> None:

@@ -13,6 +13,7 @@ V vocabulary, L locations, D feature size, A attention size, H_d hidden size.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,8 @@ from captioner.models.decoder import Decoder, State
 from captioner.tokenizer import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+_capturing = threading.Lock()  # PyTorch captures one graph at a time
 
 _STRIDE = 2  # steps between two questions whether all sentences have ended
 
@@ -147,32 +150,35 @@ class Repeated:
         if self._tried:
             return
         self._tried = True
-        device = self._over.device
-        caller = torch.cuda.current_stream(device)
-        stream = torch.cuda.Stream(device)
-        graph = torch.cuda.CUDAGraph()
+        caller = torch.cuda.current_stream(self._over.device)
         try:
-            stream.wait_stream(caller)
-            # Tensors that autocast keeps for later would be gone when the graph is replayed.
-            with torch.autocast(
-                device.type,
-                dtype=torch.get_autocast_dtype(device.type),
-                enabled=torch.is_autocast_enabled(device.type),
-                cache_enabled=False,
-            ):
-                with torch.cuda.stream(stream):  # libraries set themselves up for this stream
-                    self._step()
-                    self._step()
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                    self._step()
-            caller.wait_stream(stream)
+            with _capturing:
+                self._step = self._captured(caller).replay
         except RuntimeError as error:
             torch.cuda.set_stream(caller)
             logger.warning(
                 "no CUDA graph of the search, which will be slower: %s", str(error).splitlines()[0]
             )
-            return
-        self._step = graph.replay
+
+    def _captured(self, caller: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        """Return a graph of the step, captured behind what the caller's stream has queued."""
+        device = self._over.device
+        stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+        stream.wait_stream(caller)
+        # Tensors that autocast keeps for later would be gone when the graph is replayed.
+        with torch.autocast(
+            device.type,
+            dtype=torch.get_autocast_dtype(device.type),
+            enabled=torch.is_autocast_enabled(device.type),
+            cache_enabled=False,
+        ):
+            with torch.cuda.stream(stream):  # libraries set themselves up for this stream
+                self._step()
+                self._step()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                self._step()
+        caller.wait_stream(stream)
+        return graph
 
     def run(self) -> int:
         """Repeat the step; return how often."""

@@ -14,6 +14,7 @@ import torch
 
 from captioner.backends.torch_beam import DeviceBeams
 from captioner.backends.torch_sampling import DeviceSampling, Drawn
+from captioner.decoding.constraints import check_vocabulary
 from captioner.decoding.hypothesis import Hypothesis
 from captioner.decoding.options import DecodingOptions
 from captioner.models.attention import Memory
@@ -23,10 +24,15 @@ _KEPT = 4  # kinds of search whose tensors and graph stay on the device
 _SPARE = 4  # a batch may use the tensors of one that was up to this many times as large
 
 
-def supports(options: DecodingOptions) -> bool:
-    """Whether a search with these options can stay on the device."""
+def supports(options: DecodingOptions, vocabulary: int) -> bool:
+    """Whether a search with these options, in a vocabulary of this size, can stay on the device.
+
+    Raises:
+        ConfigError: The options do not fit the vocabulary.
+    """
     constrained = options.required or options.prefix_ids or options.no_repeat_ngram
-    return not constrained and options.groups == 1 and not options.alternatives
+    simple = not constrained and options.groups == 1 and not options.alternatives
+    return simple and not check_vocabulary(options, vocabulary)
 
 
 @dataclass

@@ -202,7 +202,7 @@ def caption_items(
     captioner: Captioner,
     items: Iterable[Item],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     **search: Any,
 ) -> Iterator[tuple[Item, Result]]:
@@ -214,6 +214,7 @@ def caption_items(
     Raises:
         CaptionerError: The device runs out of memory.
     """
+    batch_size = batch_size or captioner.batch_size
     waiting: deque[Item] = deque()  # in the pipeline, in order
 
     def sources() -> Iterator[ImageSource]:
@@ -246,7 +247,7 @@ def run(
     items: Iterable[Item],
     writer: Writer,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     strips: StripFolder | None = None,
     copies: MetadataFolder | None = None,
     errors: Writer | None = None,
@@ -260,7 +261,7 @@ def run(
         captioner: The model.
         items: From `open_sources`.
         writer: Takes the results; closed at the end, whatever happens.
-        batch_size: Images encoded and decoded together.
+        batch_size: Images encoded and decoded together; None as for `Captioner.stream`.
         strips: Takes attention strips.
         copies: Takes copies with the caption in their metadata.
         errors: Also takes the failures, those of the earlier run included; closed at the end.
@@ -271,6 +272,7 @@ def run(
     Raises:
         CaptionerError: The output cannot be written or does not belong to these items.
     """
+    batch_size = batch_size or captioner.batch_size
     progress = progress or Progress(enabled=False)
     summary = Summary()
     start = time.monotonic()

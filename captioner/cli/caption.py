@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from captioner.backends.base import BATCH_SIZE
 from captioner.batch import sources
 from captioner.batch.formats import JsonLinesFormat
 from captioner.batch.journal import Journal, Mode, PartFolder
@@ -80,7 +81,10 @@ def caption_command(arguments: argparse.Namespace) -> int:
     is_main = group is None or group.is_main
     if not is_main:
         logging.getLogger(sources.__name__).setLevel(logging.ERROR)  # rank 0 warns for all
-    assignment = ShardAssignment(shard or Shard(0, 1), arguments.batch_size)
+    batch_size = arguments.batch_size
+    if shard is not None:  # which must not depend on a machine's GPU
+        batch_size = batch_size or BATCH_SIZE
+    assignment = ShardAssignment(shard or Shard(0, 1), batch_size or BATCH_SIZE)
     looks = {"captions": search.get("num_captions", 1), "attention": arguments.attention_json}
     with contextlib.ExitStack() as on_failure:
         writer: Writer
@@ -125,7 +129,7 @@ def caption_command(arguments: argparse.Namespace) -> int:
             captioner,
             items,
             writer,
-            batch_size=arguments.batch_size,
+            batch_size=batch_size,
             workers=arguments.workers,
             strips=strips,
             copies=copies,
@@ -204,7 +208,7 @@ def _caption_on_ray(arguments: argparse.Namespace) -> int:
                     count,
                     model=model,
                     options={
-                        "batch_size": arguments.batch_size,
+                        "batch_size": arguments.batch_size or BATCH_SIZE,
                         "workers": arguments.workers,
                         **search,
                     },

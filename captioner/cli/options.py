@@ -147,9 +147,8 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--batch-size",
         type=_positive,
-        default=32,
         metavar="N",
-        help="photos at a time (%(default)s)",
+        help="photos at a time (default: 32; on a GPU 128, unless shards share the photos)",
     )
     add(
         "--backend",

@@ -185,7 +185,7 @@ class OptionArguments(TypedDict, total=False):
 class CallArguments(OptionArguments, total=False):
     """The keywords of a `Captioner` that is called."""
 
-    batch_size: int
+    batch_size: int | None
     workers: int | None
 
 

@@ -107,7 +107,7 @@ def evaluate(
     training: Set[tuple[str, ...]] | None = None,
     official: bool = False,
     watch: Callable[[Example, Caption], None] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = True,
     **search: Any,
 ) -> Evaluation:
@@ -134,7 +134,7 @@ def evaluate(
         training: Captions of the training set (`training_captions`), to find copies.
         official: Also run the official Java metrics (`captioner.metrics.official`).
         watch: Called with each caption as it is generated.
-        batch_size: Images encoded and decoded together.
+        batch_size: Images encoded and decoded together; None as for `Captioner.stream`.
         progress: Show a progress bar on stderr, if that is a terminal.
         **search: Fields of `DecodingOptions`.
 

@@ -204,12 +204,18 @@ def test_mixed_precision_gives_what_it_gives_on_the_host():
 
 
 def test_options_that_need_the_host():
-    assert supports(DecodingOptions(beam=4, num_captions=4, min_length=3, banned=(0, 1, 3, 7)))
-    assert not supports(DecodingOptions(required=(5,)))
-    assert not supports(DecodingOptions(beam=4, groups=2))
-    assert not supports(DecodingOptions(no_repeat_ngram=2))
-    assert not supports(DecodingOptions(prefix_ids=(5,)))
-    assert not supports(DecodingOptions(alternatives=2))
+    assert supports(DecodingOptions(beam=4, num_captions=4, min_length=3, banned=(0, 1, 3, 7)), 16)
+    assert supports(DecodingOptions(may_repeat=(5,)), 100)
+    for needs_host in (
+        DecodingOptions(required=(5,)),
+        DecodingOptions(beam=4, groups=2),
+        DecodingOptions(no_repeat_ngram=2),
+        DecodingOptions(prefix_ids=(5,)),
+        DecodingOptions(alternatives=2),
+    ):
+        assert not supports(needs_host, 100)
+    once = DecodingOptions(may_repeat=(), max_length=8)  # all words may be used up
+    assert not supports(once, 12)
 
 
 def test_all_words_banned():

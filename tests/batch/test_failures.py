@@ -14,7 +14,8 @@ import pytest
 from helpers.fake_captioner import FakeCaptioner, caption_to, names, save
 from helpers.tiny_files import environment, make_photos
 
-from captioner.api import Captioner, Failure
+from captioner import streaming
+from captioner.api import Failure
 from captioner.batch import sources
 from captioner.batch.item import Item
 from captioner.batch.runner import caption_items
@@ -162,14 +163,14 @@ def test_no_message_goes_to_standard_output(photos, model):
 
 
 def test_files_that_vanish_after_they_were_listed(caption, photos, monkeypatch):
-    real = Captioner.search
+    real = streaming.begin_search
 
-    def search(self, pixels, options):
+    def begin_search(*batch):
         (photos / "10.png").unlink(missing_ok=True)
         (photos / "11.png").unlink(missing_ok=True)
-        return real(self, pixels, options)
+        return real(*batch)
 
-    monkeypatch.setattr(Captioner, "search", search)
+    monkeypatch.setattr(streaming, "begin_search", begin_search)
     status, said = caption(photos, "-o", "out.jsonl", "--batch-size", 1)
     assert (status, said) == (1, "")
     errors = {row["image"]: row["error"] for row in rows_of("out.jsonl") if "error" in row}

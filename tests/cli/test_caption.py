@@ -231,16 +231,16 @@ def test_fail_fast(caption, photos):
 
 
 def test_ctrl_c_says_how_to_go_on(caption, photos, monkeypatch):
-    from captioner.api import Captioner
+    from captioner import streaming
 
-    real = Captioner.search
+    real = streaming.begin_search
 
-    def search(self, pixels, options):
+    def begin_search(backends, pixels, options):
         if len(pixels[0]) == 1:  # the last of the five
             raise KeyboardInterrupt
-        return real(self, pixels, options)
+        return real(backends, pixels, options)
 
-    monkeypatch.setattr(Captioner, "search", search)
+    monkeypatch.setattr(streaming, "begin_search", begin_search)
     status, _, err = caption(photos, "-o", "out.jsonl", "--batch-size", 2)
     assert status == 130
     assert "--resume" in err
