@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import gradio as gr
 from starlette.middleware import Middleware
 
-from captioner.demo import check_start, endpoints, security
+from captioner.demo import check_start, endpoints, mechanisms, security
 from captioner.demo.components import ASSETS, read_asset, theme
+from captioner.demo.mechanisms import load_mechanisms
 from captioner.demo.models import Models
 from captioner.demo.session import View, caption_image
 from captioner.demo.settings import BEAM, decoding_options
@@ -24,6 +25,7 @@ from captioner.demo.tabs import about as about_tab
 from captioner.demo.tabs import batch as batch_tab
 from captioner.demo.tabs import caption as caption_tab
 from captioner.demo.tabs import compare as compare_tab
+from captioner.demo.tabs import mechanisms as mechanisms_tab
 from captioner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,9 +52,12 @@ def build(models: Models, examples: Sequence[str] = ()) -> gr.Blocks:
     tabs = {
         "Caption": partial(caption_tab.build, models, examples, first),
         "Compare": partial(compare_tab.build, models, examples, start),
+        "Mechanisms": partial(mechanisms_tab.build, models, cache(load_mechanisms), examples),
         "Batch": partial(batch_tab.build, models),
         "About": partial(about_tab.build, models),
     }
+    if not mechanisms.available():
+        del tabs["Mechanisms"]
     options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": security.CACHE_SECONDS}
     with gr.Blocks(title="captioner", **options) as blocks:
         gr.HTML(read_asset("header.html"), elem_id="header")
@@ -73,9 +78,10 @@ def caption_example(models: Models, path: str) -> compare_tab.Start:
     views: dict[tuple[str, str], View] = {}
 
     def caption(captioners: Mapping[str, Captioner]) -> None:
-        for _, model, mode in compare_tab.sides(models):
+        for _, model, mode, count in compare_tab.sides(models):
             if (model, mode) not in views:
-                views[model, mode] = caption_image(captioners[model], path, decoding_options(mode))
+                options = decoding_options(mode, count)
+                views[model, mode] = caption_image(captioners[model], path, options)
 
     def view(model: str, mode: str) -> View:
         models.wait()

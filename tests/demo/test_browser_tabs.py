@@ -108,6 +108,8 @@ def test_a_zip_is_captioned_photo_by_photo(tab, photos, captioner):
 
 
 def test_two_sides_are_compared(tab, photos):
+    from playwright.sync_api import expect
+
     page = tab("Compare")
     page.set_input_files("#compare-photo input[type=file]", str(photos[0]))
     for side in "ab":
@@ -117,11 +119,17 @@ def test_two_sides_are_compared(tab, photos):
     }
     assert texts["a"] == WORDS
     assert texts["b"] != WORDS
+    assert not set(texts["a"]) & set(texts["b"])  # so all words differ
+    expect(page.locator("#viewer-a .word.differs")).to_have_text(texts["a"])
+    expect(page.locator("#viewer-b .word.differs")).to_have_text(texts["b"])
     own = page.locator("#compare-own textarea, #compare-own input").first
     own.fill("a dog")
     own.press("Enter")
     for side in "ab":
         page.wait_for_selector(f"#viewer-{side} .candidate[data-origin=yours][aria-checked=true]")
+    expect(page.locator(".compare-tab .word.differs")).to_have_count(0)
+    page.locator("#viewer-b .words .word").nth(0).click()
+    expect(page.locator("#viewer-a .words .word").nth(0)).to_have_attribute("aria-pressed", "true")
     page.locator("#viewer-a .words .word").nth(1).hover()
     for side in "ab":  # what is looked at in one is shown in the other
         wait_for_word(page, 1, viewer=f"viewer-{side}")
@@ -132,6 +140,9 @@ def test_two_sides_are_compared(tab, photos):
         for side in "ab"
     ]
     assert not np.array_equal(*pictures)
+    for side in "ab":  # images of half the height, so that both sentences are on the screen too
+        box = page.locator(f"#viewer-{side} .frame").bounding_box()
+        assert box["height"] < 0.32 * page.viewport_size["height"]
 
 
 def test_the_model_is_told_about(tab, captioner):

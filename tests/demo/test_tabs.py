@@ -18,7 +18,7 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 import gradio as gr
 
 from captioner.api import Captioner
-from captioner.demo import app, model_card, security, settings, uploads
+from captioner.demo import app, mechanisms, model_card, security, settings, uploads
 from captioner.demo.components import list_uploads
 from captioner.demo.messages import for_visitors
 from captioner.demo.models import SHIPPED, Models
@@ -189,7 +189,7 @@ def test_two_models_or_two_searches_stand_side_by_side(models, folder):
 
     assert (value(several, "a-model"), value(several, "b-model")) == ("tiny", "other")
     assert value(several, "a-mode") == value(several, "b-mode") == settings.BEAM
-    assert value(alone, "a-mode") != value(alone, "b-mode")
+    assert (value(alone, "a-mode"), value(alone, "b-mode")) == (settings.BEAM, settings.SAMPLE)
     for side in "ab":
         assert "notice" in value(several, f"viewer-{side}")
         assert value(alone, f"viewer-{side}") is None
@@ -197,7 +197,7 @@ def test_two_models_or_two_searches_stand_side_by_side(models, folder):
 
 def test_the_example_is_captioned_once_for_all_visitors(models, folder):
     view = app.caption_example(models, str(folder / "00.png"))
-    for _, model, mode in compare_tab.sides(models):
+    for _, model, mode, _ in compare_tab.sides(models):
         assert view(model, mode).sentences
         assert view(model, mode) is view(model, mode)
 
@@ -337,4 +337,5 @@ def test_the_messages_are_those_of_the_library(tmp_path):
 def test_every_tab_is_on_the_page(models):
     config = app.build(models, []).get_config_file()
     tabs = [each["props"]["label"] for each in config["components"] if each["type"] == "tabitem"]
-    assert tabs == ["Caption", "Compare", "Batch", "About"]
+    there = ["Mechanisms"] if mechanisms.available() else []
+    assert tabs == ["Caption", "Compare", *there, "Batch", "About"]

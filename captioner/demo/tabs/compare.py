@@ -12,7 +12,7 @@ from captioner.demo.components import attention_viewer, image_input, read_asset
 from captioner.demo.models import Models
 from captioner.demo.payload import notice_payload
 from captioner.demo.session import View
-from captioner.demo.settings import BEAM, DIVERSE, Settings, overlay_looks
+from captioner.demo.settings import BEAM, SAMPLE, Settings, overlay_looks
 from captioner.demo.tabs import caption as caption_tab
 
 Start: TypeAlias = "Callable[[str, str], View]"
@@ -43,11 +43,12 @@ def build(models: Models, examples: Sequence[str], start: Start | None) -> None:
     gr.HTML("", js_on_load=read_asset("together.js"), elem_classes="nothing")
 
 
-def sides(models: Models) -> list[tuple[str, str, str]]:
-    """Return title, model and kind of search of each side at the start."""
-    several = len(models.names) > 1
-    second = (models.names[1], BEAM) if several else (models.names[0], DIVERSE)
-    return [("A", models.names[0], BEAM), ("B", *second)]
+def sides(models: Models) -> list[tuple[str, str, str, int]]:
+    """Return title, model, kind of search and number of sentences of each side at the start."""
+    first, *others = models.names
+    # Beams of another kind find the same sentence for nearly every photo; a draw differs.
+    second = (others[0], BEAM, 3) if others else (first, SAMPLE, 1)
+    return [("A", first, BEAM, 3), ("B", *second)]
 
 
 def _add_side(
@@ -59,13 +60,21 @@ def _add_side(
     title: str,
     model: str,
     mode: str,
+    captions: int,
 ) -> None:
     """Lay out one half of the page: settings and a viewer, with the events of the first tab."""
     key = title.lower()
     with gr.Column(elem_classes=f"side side-{key}"):
         label = side_label(models, title, model, mode)
         with gr.Accordion(label, open=False, elem_id=f"settings-{key}") as accordion:
-            settings = Settings(models, prefix=f"{key}-", model=model, mode=mode, looks=False)
+            settings = Settings(
+                models,
+                prefix=f"{key}-",
+                model=model,
+                mode=mode,
+                captions=captions,
+                looks=False,
+            )
         viewer = attention_viewer(notice_payload() if start else None, elem_id=f"viewer-{key}")
     show = partial(start, model, mode) if start else None
     again = partial(on_settings, models, title)
