@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from captioner.backends.torch import TorchStepper
+from captioner.backends.torch_search import DeviceSearch
 from captioner.config import Config
 from captioner.data.annotations import Example
 from captioner.decoding.beam_search import beam_search
@@ -44,6 +45,7 @@ EDGES = (0.0, *(2.0**power for power in range(-10, 6)))
 """Bounds of `AttentionSums`' bins: 0, 1/1024, 1/512, ..., 16, 32; the last bin has no upper one."""
 
 _BATCH = 32  # images
+_GPU_BATCH = 128
 
 
 class AttentionSums:
@@ -80,7 +82,7 @@ class AttentionSums:
         }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validate(
     model: CaptionModel,
     vocabulary: Vocabulary,
@@ -108,11 +110,16 @@ def validate(
     captions: list[list[str]] = []
     entropy, sums = 0.0, AttentionSums()
     mine = range(rank(), len(data.val), world_size())
-    for inputs in data.val_inputs(mine, _BATCH, device):
+    on_gpu = device.type == "cuda"
+    search = DeviceSearch(model.decoder)
+    for inputs in data.val_inputs(mine, _GPU_BATCH if on_gpu else _BATCH, device):
         with autocast(device, config.optim.precision):
             stages = inputs if isinstance(inputs, list) else model.encoder.forward_features(inputs)
             memory = model.decoder.remember(model.encoder.forward_neck(stages))
-            found = beam_search(TorchStepper(model.decoder, memory), options)
+            if on_gpu:
+                found = search.hypotheses(memory, options)
+            else:  # its loop leaves out what is finished
+                found = beam_search(TorchStepper(model.decoder, memory), options)
         for best, *_ in found:
             captions.append(vocabulary.decode(best.words))
             maps = torch.as_tensor(best.attention)  # (T, L)
