@@ -1,6 +1,7 @@
 """Compare ONNX Runtime and OpenVINO on an export: load time, encoder, step, memory, size.
 
     python benchmarks/backends.py [EXPORT] [--images 16] [--rows 3] [--repeats 9]
+    python benchmarks/backends.py --profile     # where ONNX Runtime's time of a step goes
 
 Each runtime computes with one thread; the repeats of both take turns, and the least processor time
 of each is reported, so that another process on the machine disturbs little. Load time and memory
@@ -14,7 +15,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +75,34 @@ def feeds(encoder: Run, images: int, rows: int, size: int) -> list[dict[str, np.
     return [{"pixels": pixels}, step]
 
 
+def profile(path: Path, images: int, rows: int, size: int, repeats: int) -> None:
+    """Print the share of each operator in the time of a step."""
+    import onnxruntime
+    from safetensors import safe_open
+
+    encoder, _ = load("onnxruntime", path)
+    with safe_open(path, framework="numpy") as file:
+        graph = file.get_tensor("step").tobytes()
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder, "step"))
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        feed = feeds(encoder, images, rows, size)[1]
+        for _ in range(repeats + 1):
+            session.run(STEP_OUTPUTS, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    times: Counter[str] = Counter()
+    for event in events:
+        name, _, kind = event["name"].rpartition("_kernel_")
+        if kind == "time":
+            times[name] += event["dur"]
+    for name, time_ in times.most_common(12):
+        print(f"{time_ / times.total():6.1%}  {name}")
+
+
 def processor_time(run: Run, feed: dict[str, np.ndarray]) -> float:
     before = time.process_time()
     run(feed)
@@ -124,10 +155,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rows", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     from captioner.checkpoint import read_header
 
     size = read_header(arguments.export).preprocess.size
+    if arguments.profile:
+        profile(arguments.export, arguments.images, arguments.rows, size, arguments.repeats)
+        return
     runs = {runtime: load(runtime, arguments.export) for runtime in RUNTIMES}
     inputs = feeds(runs["onnxruntime"][0], arguments.images, arguments.rows, size)
     best: dict[tuple[str, int], float] = {}

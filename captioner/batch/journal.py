@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from captioner.batch.formats import Format, JsonLinesFormat, PreviousResult
 from captioner.batch.parquet import import_pyarrow, write_parquet
 from captioner.errors import CaptionerError, ConfigError
-from captioner.utils.files import LockHeldError, exclusive_lock, replacing
+from captioner.utils.files import LockHeldError, exclusive_lock, replacing, write_atomically
 
 Mode = Literal["new", "resume", "overwrite"]
 """What to do with an output that exists: refuse to touch it, continue it, or replace it."""
@@ -51,6 +52,7 @@ class Journal:
         self.format = format
         self.records = 0
         self._crlf = False
+        self._settings = path.with_name(f".{path.name}.settings")
         created = not os.path.lexists(path)
         self._lock = contextlib.ExitStack()
         try:
@@ -123,6 +125,27 @@ class Journal:
             ) from None
         self.records += 1
 
+    def record_settings(self, settings: Mapping[str, Any]) -> None:
+        """Keep the settings of the run in a hidden file until it is complete.
+
+        Args:
+            settings: JSON values; a run that goes on with this file must have the same.
+
+        Raises:
+            CaptionerError: The interrupted run had others.
+        """
+        if self._resumed_at:
+            with contextlib.suppress(OSError, ValueError):  # absent: of a run that is complete
+                earlier = json.loads(self._settings.read_text(encoding="utf-8"))
+                names = sorted(earlier.keys() | settings.keys())
+                if differing := [name for name in names if earlier.get(name) != settings.get(name)]:
+                    raise CaptionerError(
+                        f"{self.path} was begun with other settings ({', '.join(differing)}): "
+                        "resume with the same, or add --overwrite"
+                    )
+        with contextlib.suppress(CaptionerError):  # a folder in which only the file is writable
+            write_atomically(self._settings, json.dumps(dict(settings)).encode())
+
     def flush(self) -> None:
         """Write all records to the disk and cut off an incomplete record.
 
@@ -152,6 +175,9 @@ class Journal:
                 self.flush()
             elif self._created and not self._end:
                 self.path.unlink(missing_ok=True)
+            if complete or not self._end:
+                with contextlib.suppress(OSError):
+                    self._settings.unlink()
         finally:
             self._file.close()
             self._lock.close()

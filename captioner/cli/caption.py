@@ -114,6 +114,11 @@ def caption_command(arguments: argparse.Namespace) -> int:
         if arguments.write_metadata:
             copies = MetadataFolder(arguments.write_metadata, arguments.paths, mode, **places)
         captioner = load_captioner(**model_options(arguments))
+        if shard is None and isinstance(writer, RowWriter):
+            models = [os.path.abspath(path) for path in arguments.model or []]
+            backends = [backend.name for backend in captioner.backends]
+            settings = {**search, **looks, "precision": arguments.precision}
+            writer.journal.record_settings({**settings, "model": models, "backend": backends})
         on_failure.pop_all()  # from here on the run closes them
 
     items = assignment.items(itertools.chain([first], items))

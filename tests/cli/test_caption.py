@@ -281,6 +281,23 @@ def test_resumed_equals_uninterrupted_to_the_last_digit(caption, photos, rows):
     assert Path("out.jsonl").read_bytes() == whole
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.json"])
+def test_an_interrupted_run_is_resumed_with_the_same_settings(caption, photos, name):
+    (photos / "zz.png").write_bytes(b"")
+    arguments = ["photos", "-o", name]
+    caption(*arguments, "--fail-fast")
+    there = name if name == "out.jsonl" else "out.json.partial"
+    before = Path(there).read_bytes()
+    for others in (["--beam", 1], ["--num-captions", 2], ["--max-length", 3], ["--sample"]):
+        status, _, said = caption(*arguments, "--resume", *others)
+        assert status == 2
+        assert "was begun with other settings" in said
+        assert Path(there).read_bytes() == before
+    (photos / "zz.png").unlink()
+    assert caption(*arguments, "--resume")[0] == 0
+    assert {path.name for path in Path().glob(".out*")} == set()
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(caption, model, tmp_path, monkeypatch):
     make_photos(tmp_path / "photos", 32)
