@@ -157,6 +157,9 @@ def compare(
             f"{statistics.median(busy[name]):.1f} ms of processor a photo, "
             f"{statistics.median(speeds) / slowest:.1f} times {next(iter(wall))}"
         )
+    for name, speeds in wall.items():
+        batch = 1000 * len(pairs) / statistics.median(speeds) / len(grids)
+        print(f"RESULT {name}: {batch:.1f} ms a batch, {same} of {len(pairs)} captions the same")
     if same < (1 if on_cpu else 0.98) * len(pairs):  # on a GPU, rounding depends on the batch
         raise SystemExit("the captions differ: the times would mean nothing")
 

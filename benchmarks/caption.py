@@ -137,6 +137,7 @@ def measure(
         )
     whole, alone = (statistics.median(values) for values in wall.values())
     print(f"{'ratio':20}{whole / alone:8.2f}")
+    print(f"RESULT {whole:.0f} photos/s, {whole / alone:.2f} of the encoder's {alone:.0f}")
     breakdown(captioner, files[:batch], images[0], search)
 
 
@@ -184,7 +185,7 @@ def agreement(captioner: Captioner, files: list[Path], search: DecodingOptions, 
         texts[precision] = [result.text for result in results if isinstance(result, Caption)]
     for precision in precisions[1:]:
         same = sum(a == b for a, b in zip(texts[precision], texts["fp32"], strict=True))
-        print(f"same caption as in fp32: {precision} {same} of {len(texts['fp32'])} photos")
+        print(f"RESULT same caption as in fp32: {precision} {same} of {len(texts['fp32'])} photos")
 
 
 def parts(files: list[Path], size: int) -> list[list[Path]]:

@@ -53,14 +53,14 @@ export -f report
 export python logs
 
 if [ "$device" = cuda ]; then
-  small=() steps=(--steps 30 --rounds 5 --photos 512) rehearsal=(--images 3000) few=256 tests="-m gpu"
+  small=() steps=(--steps 30 --rounds 5 --photos 512) rehearsal=(--images 3000) searched=512 captioned=6000 agreed=512 tests="-m gpu"
   nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
 else
   tiny=(model.attention.size=16 model.decoder.hidden=24 model.decoder.embedding=24
     model.encoder.name=timm/mobilenetv3_small_050 model.encoder.image_size=64 data.batch_size=4
     optim.precision=fp32 data.workers=0 model.encoder.width=16 data.captions_per_image=2)
   small=("${tiny[@]}") steps=(--steps 1 --rounds 1 --photos 12)
-  rehearsal=(--images 40 --tiny) few=8 tests="-m gpu --collect-only"
+  rehearsal=(--images 40 --tiny) searched=8 captioned=8 agreed=8 tests="-m gpu --collect-only"
 fi
 "$python" -c "import torch; print('torch', torch.__version__)"
 
@@ -92,9 +92,16 @@ else
 fi
 part "COCO rehearsal" 120 "hours of a recipe" \
   "$python" benchmarks/coco_rehearsal.py --device "$device" "${rehearsal[@]}"
-# Captioning: files to captions, and the search on the device.
-part "files to captions" 60 "5,000 images/s; .5 of the encoder" \
-  "$python" benchmarks/caption.py ${photos:+"$photos"} --device "$device" --count $few --batch 128 --rounds 2
+# Captioning: the search on the device beside the host's, and files to captions.
+part "beam 3, 128 photos" 30 "10 ms a batch" \
+  "$python" benchmarks/beam.py ${photos:+"$photos"} --device "$device" --count "$searched" \
+  --batch 128 --beam 3 --rounds 5 --no-textbook --on-device
+part "files to captions" 60 "5,000 photos/s; .5 of the encoder" \
+  "$python" benchmarks/caption.py ${photos:+"$photos"} --device "$device" --side 224 \
+  --count "$captioned" --batch 128 --rounds 2
+part "captions in bf16" 30 "at most 1 in 50 changes" \
+  "$python" benchmarks/caption.py ${photos:+"$photos"} --device "$device" --side 224 \
+  --count "$agreed" --batch 128 --rounds 1 --agreement
 
 printf '\n| part | result | target | took |\n|---|---|---|---:|\n'
 cat "$table"
