@@ -63,3 +63,12 @@ def test_keys_reach_the_words_and_move_nothing(visit, address, photo):
     page.wait_for_selector("#viewer .viewer[data-word='']")
     assert page.locator("#viewer .other").count() == 0
     assert page.locator("#viewer .others").bounding_box()["height"] == height
+
+
+def test_a_tab_that_opens_later_has_them_too(visit, model, serve_demo, photo):
+    """Its viewer is made when there is something to show already."""
+    captioner = Captioner.from_pretrained(model, device="cpu")
+    page = visit(serve_demo({"tiny": captioner}, examples=[photo]))
+    page.get_by_role("tab", name="Compare").click()
+    for side in "ab":
+        page.wait_for_selector(f"#viewer-{side} .other")

@@ -1,8 +1,6 @@
 // What else the model might have said: the likeliest words at the place on show, each of which
 // continues the sentence from there. viewer.js precedes.
 
-let offered = ""; // the place whose words stand there
-
 function renderOthers(index) {
   const word = index === null || playing !== null ? null : sentence().words[index];
   const key = word?.others.length ? [view.id, chosen, index].join() : "";

@@ -24,6 +24,7 @@ let playing = null; // timer
 let now = { weights: null, level: 0, presence: 0 }; // what the canvas shows
 let frame = 0; // pending animation frame
 let spoken = 0; // timer
+let offered = ""; // the place whose other words stand there (others.js)
 
 function make(tag, name, text = "") {
   const node = document.createElement(tag);
