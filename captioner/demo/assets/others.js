@@ -1,5 +1,5 @@
 // What else the model might have said: the likeliest words at the place on show, each of which
-// continues the sentence from there. viewer.js precedes.
+// continues the sentence from there. viewer.js precedes; the end of this file starts the viewer.
 
 function renderOthers(index) {
   const word = index === null || playing !== null ? null : sentence().words[index];
@@ -22,3 +22,7 @@ find("others").addEventListener("click", (event) => {
   const button = event.target.closest(".other");
   if (button) trigger("apply", { place: Number(button.dataset.place), word: button.dataset.word });
 });
+
+// All parts are there now.
+watch("value", render);
+render();

@@ -287,10 +287,13 @@ words.addEventListener("focusin", (event) => {
   for (const chip of words.children) chip.tabIndex = chip === event.target ? 0 : -1;
   show();
 });
-words.addEventListener("focusout", () => {
-  focused = null;
-  show();
-});
+for (const area of [words, find("others")]) {
+  area.addEventListener("focusout", (event) => {
+    if (find("others").contains(event.relatedTarget)) return; // they belong to the word
+    focused = null;
+    show();
+  });
+}
 words.addEventListener("click", (event) => {
   const index = number(event, "word");
   if (index === null) return;
@@ -366,6 +369,3 @@ candidates.addEventListener("keydown", (event) => {
 });
 
 find("play").addEventListener("click", () => (playing === null ? play(true) : stop()));
-
-watch("value", render);
-render();
