@@ -53,7 +53,7 @@ export -f report
 export python logs
 
 if [ "$device" = cuda ]; then
-  small=() steps=(--steps 30 --rounds 5 --photos 512) rehearsal=(--images 3000) searched=512 captioned=6000 agreed=512 tests="-m gpu"
+  small=() steps=(--steps 20 --rounds 3 --photos 512) rehearsal=(--images 3000) searched=512 captioned=6000 agreed=512 tests="-m gpu"
   nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
 else
   tiny=(model.attention.size=16 model.decoder.hidden=24 model.decoder.embedding=24
@@ -71,35 +71,35 @@ train() {  # train NAME SECONDS TARGET KEY=VALUE... [--beside KEY=VALUE]
     "$@" "${steps[@]}" --name captured
 }
 
-part "tests marked gpu" 150 "all pass" bash -c "report \$python -m pytest -q $tests tests/training tests/backends"
+part "tests marked gpu" 100 "all pass" bash -c "report \$python -m pytest -q $tests tests/training tests/backends"
 
 if [ "$device" = cuda ]; then
-  part "decoder step" 45 "5 x; 8 x with 5 captions" \
+  part "decoder step" 30 "5 x; 8 x with 5 captions" \
     "$python" benchmarks/decoder_step.py --device cuda --captions 5 --repetitions 20
 else
   part "decoder step" 100 "4 x" "$python" benchmarks/decoder_step.py --batch 4 --repetitions 1
 fi
 if [ "$device" = cuda ]; then
-  train "training, 16 photos x 5 captions" 45 "10 ms, 8,000 captions/s" optim.precision=bf16
-  train "training, 128 photos" 45 "25,000 captions/s" optim.precision=bf16 data.batch_size=128
-  train "self-critical beside cross-entropy, 96 photos, CNN too" 60 "2.5 x" data.batch_size=96 \
+  train "training, 16 photos x 5 captions" 35 "10 ms, 8,000 captions/s" optim.precision=bf16
+  train "training, 128 photos" 35 "25,000 captions/s" optim.precision=bf16 data.batch_size=128
+  train "self-critical beside cross-entropy, 96 photos, CNN too" 45 "2.5 x" data.batch_size=96 \
     model.encoder.trainable_stages=2 optim.precision=bf16 --beside loss.objective=self_critical
-  train "deterministic, 16 photos" 40 "its price" optim.precision=bf16 --beside deterministic=true
+  train "16 photos, deterministic" 30 "its price" optim.precision=bf16 deterministic=true
 else
   train "training" 100 "-"
   train "self-critical beside cross-entropy, CNN too" 100 "-" model.encoder.trainable_stages=1 \
     --beside loss.objective=self_critical
 fi
-part "COCO rehearsal" 120 "hours of a recipe" \
+part "COCO rehearsal" 75 "hours of a recipe" \
   "$python" benchmarks/coco_rehearsal.py --device "$device" "${rehearsal[@]}"
 # Captioning: the search on the device beside the host's, and files to captions.
-part "beam 3, 128 photos" 30 "10 ms a batch" \
+part "beam 3, 128 photos" 25 "10 ms a batch" \
   "$python" benchmarks/beam.py ${photos:+"$photos"} --device "$device" --count "$searched" \
   --batch 128 --beam 3 --rounds 5 --no-textbook --on-device
-part "files to captions" 60 "5,000 photos/s; .5 of the encoder" \
+part "files to captions" 55 "5,000 photos/s; .5 of the encoder" \
   "$python" benchmarks/caption.py ${photos:+"$photos"} --device "$device" --side 224 \
   --count "$captioned" --batch 128 --rounds 2
-part "captions in bf16" 30 "at most 1 in 50 changes" \
+part "captions in bf16" 25 "at most 1 in 50 changes" \
   "$python" benchmarks/caption.py ${photos:+"$photos"} --device "$device" --side 224 \
   --count "$agreed" --batch 128 --rounds 1 --agreement
 

@@ -55,7 +55,11 @@ from captioner.training.data import preprocess_of
 from captioner.training.objectives import build_objective
 from captioner.training.optim import AveragedWeights, build_optimizer, build_schedule
 from captioner.training.step import TrainStep
-from captioner.utils.device import autocast, resolve_device
+from captioner.utils.device import (
+    autocast,
+    resolve_device,
+    use_deterministic_algorithms,
+)
 
 RECIPE = Path(__file__).parents[1] / "configs" / "flickr8k.yaml"
 WORDS, MEAN, DEVIATION = 3000, 10.7, 3.5  # of the vocabulary; words a caption
@@ -74,7 +78,7 @@ def main() -> None:
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="show N operations")
     parser.add_argument("--beside", metavar="KEY=VALUE", help="a second recipe, on a GPU")
     parser.add_argument("--name", default="training", help="for the lines RESULT")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     logging.disable(logging.INFO)
@@ -83,6 +87,8 @@ def main() -> None:
         recipe = Path(options.given.pop(0))
     config = load_config(recipe, options.given)
     device = resolve_device(config.device)
+    if config.deterministic:
+        use_deterministic_algorithms()
     wanted = {options.name: options.given}
     if device.type == "cuda":
         wanted["operation by operation"] = [*options.given, "optim.cuda_graphs=false"]
@@ -310,7 +316,8 @@ def measure(run: Run, batches: Iterator[CaptionBatch], rounds: int, steps: int) 
 def warm_up(runs: dict[str, Run], batches: dict[str, Iterator[CaptionBatch]], photos: int) -> None:
     """Run until every shape has been captured: three visits each."""
     for name, run in runs.items():
-        for _ in range(3 * max(2, photos // run.config.data.batch_size)):
+        epochs = 3 if run.config.optim.cuda_graphs else 0
+        for _ in range(5 + epochs * photos // run.config.data.batch_size):
             run.step(next(batches[name]))
 
 
