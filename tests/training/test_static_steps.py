@@ -80,8 +80,20 @@ def test_a_step_reads_nothing_back(tmp_path, static, monkeypatch, options):
         trainer.train_step._compute(prepared, step, 2)
 
 
-@pytest.mark.parametrize("options", [{}, REWARDED], ids=["captions", "rewarded"])
-def test_resuming_is_exact(tmp_path, static, options):
+@pytest.fixture
+def settings(monkeypatch):
+    """What a deterministic training sets for the process ends with the test."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, REWARDED, {"deterministic": True}],
+    ids=["captions", "rewarded", "deterministic"],
+)
+def test_resuming_is_exact(tmp_path, static, settings, options):
     results = []
     for name in ("whole", "parts"):
         folder = tmp_path / name
