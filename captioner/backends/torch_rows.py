@@ -201,8 +201,8 @@ class _Answer:
         self._event: torch.cuda.Event | None = None
         if flag.device.type == "cuda":
             self._value = flag.to("cpu", non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            # Of the flag's device, which need not be the current one.
+            self._event = torch.cuda.current_stream(flag.device).record_event()
         else:
             self._value = flag.cpu().clone()
 

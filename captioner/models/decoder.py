@@ -316,10 +316,12 @@ class Decoder(nn.Module):
             steps.append(attended)
         return states, words, steps
 
-    @torch.no_grad()
     def _draw(self, hidden: Tensor, context: Tensor, embedded: Tensor) -> Tensor:
         """Words (B, C) drawn from what the model would have said after a step; no specials."""
-        logits = self._output(hidden, context, embedded).float()
+        # Detached rather than in no_grad: until PyTorch 2.10, autocast kept the copies of weights
+        # that it made there, and the pass that reads them again gave these weights no gradient.
+        logits = self._output(hidden.detach(), context.detach(), embedded.detach())
+        logits = logits.detach().float()
         logits[..., : len(Vocabulary.SPECIALS)].fill_(-torch.inf)  # the first ids
         # One draw of a multinomial (an exponential race), whose own checks wait for the device.
         probs = logits.softmax(-1)

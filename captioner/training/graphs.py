@@ -106,7 +106,7 @@ class StepGraphs:
 
     def _capture(self, shape: _Shape, parts: int) -> None:
         """Record the graph of a shape; if that does not work, give graphs up."""
-        random = torch.cuda.get_rng_state(self._device)
+        random, caller = torch.cuda.get_rng_state(self._device), torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
         try:
             # thread_local: the loader's thread may pin memory meanwhile.
@@ -121,6 +121,7 @@ class StepGraphs:
                 reason,
             )
             self._captures = False
+            torch.cuda.set_stream(caller)  # a capture that cannot be ended does not leave its own
             with contextlib.suppress(RuntimeError):
                 torch.cuda.set_rng_state(random, self._device)
             return

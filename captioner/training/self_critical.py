@@ -127,11 +127,14 @@ class SelfCritical(Objective):
         memory = self.remember(batch)
         if self.static and not isinstance(batch, SampledBatch):
             batch = self._sampled(batch, memory, int(step))
+            torch.clear_autocast_cache()  # see below
         if isinstance(batch, SampledBatch):
             lengths, rewards, better = batch.sampled_lengths, batch.rewards, batch.advantages
             result = decoder(memory, batch.sampled, lengths, static=True)
         else:
             drawn, baseline = self._draw(batch, memory, int(step))
+            # Until PyTorch 2.10, copies of weights that were made without gradients had none here.
+            torch.clear_autocast_cache()
             rewarded = self._pool.submit(
                 advantages, drawn, baseline, reference_ids(batch), self.frequency
             )

@@ -55,6 +55,27 @@ def test_as_many_words_are_exchanged_as_asked_for(monkeypatch, rate):
     assert same.float().mean().item() == pytest.approx(rate, abs=0.03)
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_in_bf16_every_weight_learns_beside_the_draws(monkeypatch, static):
+    """Autocast keeps the copies of weights that the draws make: they must have gradients."""
+    decoder = make_decoder(deep_output=True).train()
+    output, tracked = decoder._output, []
+
+    def record(*said):
+        tracked.append(output(*said))
+        return tracked[-1]
+
+    monkeypatch.setattr(decoder, "_output", record)
+    with torch.autocast("cpu", torch.bfloat16):
+        memory, captions, lengths = batch_of(decoder, photos=2, rows=3, length=5)
+        result = decoder(memory, captions, lengths, sampling_prob=0.5, static=static)
+    assert len(tracked) == 5
+    assert all(logits.requires_grad for logits in tracked)
+    result.logits.float().log_softmax(-1)[:, WORD].sum().backward()
+    for name, weight in decoder.named_parameters():
+        assert weight.grad is not None and weight.grad.any(), name
+
+
 def test_words_are_drawn_by_their_probability():
     decoder = make_decoder()
     memory, *_ = batch_of(decoder, photos=1, rows=1, length=1)

@@ -195,6 +195,20 @@ def test_a_step_makes_better_sentences_likelier(frequency):
     assert np.mean(rewards[-5:]) > 2 * np.mean(rewards[:5])
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_in_bf16_every_weight_learns_beside_the_draws(frequency, static):
+    """Autocast must not hand the copies of weights that the draws made to the pass that learns."""
+    decoder = make_decoder(9)
+    config = LossConfig(objective="self_critical", draws=8)
+    objective = SelfCritical(Stub(decoder), None, config, 10, frequency, max_length=6).train()
+    objective.static = static
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = objective(make_batch(), BatchCounts(torch.tensor(0.0), torch.tensor(24.0)), 0)
+    losses.total.backward()
+    for name, weight in decoder.named_parameters():
+        assert weight.grad is not None and weight.grad.any(), name
+
+
 def test_other_photos_of_the_batch_change_nothing(frequency):
     """What is drawn for a photo, and what it teaches, depends on the photo and the step alone."""
     decoder = make_decoder(9)
