@@ -73,7 +73,8 @@ def test_in_bf16_every_weight_learns_beside_the_draws(monkeypatch, static):
     assert all(logits.requires_grad for logits in tracked)
     result.logits.float().log_softmax(-1)[:, WORD].sum().backward()
     for name, weight in decoder.named_parameters():
-        assert weight.grad is not None and weight.grad.any(), name
+        assert weight.grad is not None, name
+        assert weight.grad.any(), name
 
 
 def test_words_are_drawn_by_their_probability():

@@ -206,7 +206,8 @@ def test_in_bf16_every_weight_learns_beside_the_draws(frequency, static):
         losses = objective(make_batch(), BatchCounts(torch.tensor(0.0), torch.tensor(24.0)), 0)
     losses.total.backward()
     for name, weight in decoder.named_parameters():
-        assert weight.grad is not None and weight.grad.any(), name
+        assert weight.grad is not None, name
+        assert weight.grad.any(), name
 
 
 def test_other_photos_of_the_batch_change_nothing(frequency):
