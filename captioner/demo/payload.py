@@ -84,7 +84,7 @@ def sentence_payload(sentence: Sentence, likeliest: float) -> dict[str, Any]:
         "text": sentence.text,
         "chance": chance(sentence.log_prob),
         "share": round(math.exp(sentence.log_prob - likeliest), 4),
-        "lit": lit_word(sentence.words, sentence.attention),
+        "lit": lit_word(sentence.words, sentence.probabilities, sentence.attention),
         "origin": sentence.origin,
         "grid": list(sentence.attention.shape[1:]),
         "words": [
@@ -124,14 +124,18 @@ def chance(log_prob: float) -> str:
     return "under 1 in 1,000 trillion"
 
 
-def lit_word(words: Sequence[str], attention: np.ndarray) -> int | None:
+def lit_word(
+    words: Sequence[str], probabilities: Sequence[float], attention: np.ndarray
+) -> int | None:
     """Return the index of the word that stays lit: of the nouns, the one with the sharpest map.
 
     A noun is a name of a category of COCO; in a sentence without any, a word that is no function
-    word. Sharpest is the map of which the fewest cells hold half.
+    word. Sharpest is the map of which the fewest cells hold half; their number is divided by the
+    word's probability, as a guess is a poor thing to begin with.
 
     Args:
         words: T words.
+        probabilities: T, of the words.
         attention: (T, H, W).
     """
     named = [index for index, name in enumerate(name_categories(words)) if name]
@@ -139,7 +143,8 @@ def lit_word(words: Sequence[str], attention: np.ndarray) -> int | None:
     still = [index for index in content if not words[index].endswith("ing")]
     among = named or still or content or list(range(len(words)))
     cells = [int((clean >= look.half_level(clean)).sum()) for clean in map(_clean, attention)]
-    return min(among, key=cells.__getitem__, default=None)
+    spread = [few / max(sure, 1e-9) for few, sure in zip(cells, probabilities, strict=True)]
+    return min(among, key=spread.__getitem__, default=None)
 
 
 def encode_half(cells: np.ndarray) -> float:

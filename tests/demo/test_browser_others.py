@@ -1,7 +1,7 @@
 """What else the model might have said: offered at a word, and continued from there."""
 
 import pytest
-from helpers.browser import PHONE, shown_words, upload
+from helpers.browser import PHONE, put_out, shown_words, upload, wait_for_word
 from helpers.tiny_files import make_photos
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
@@ -44,6 +44,23 @@ def test_another_word_continues_the_sentence(visit, address, photo, device):
     assert candidates.count() == count + 1
     assert shown_words(page)[:2] == [before[0], chosen]
     assert page.locator("#viewer .tag").text_content() == "continued"
+
+
+def test_a_word_stays_on_show_on_the_way_to_what_may_replace_it(visit, address, photo):
+    page = visit(address)
+    upload(page, photo)
+    put_out(page)
+    last = len(shown_words(page)) - 1  # no other word lies on the way
+    word = page.locator("#viewer .words .word").nth(last)
+    word.hover()
+    other = page.locator("#viewer .other").nth(2)
+    start, end = word.bounding_box(), other.bounding_box()
+    page.mouse.move(start["x"] + 5, start["y"] + start["height"] - 2)
+    page.mouse.move(end["x"] + 5, end["y"] + 5, steps=8)
+    assert other.get_attribute("data-place") == str(last)
+    wait_for_word(page, last)
+    page.locator("#viewer .play").hover()  # further down, it has gone
+    wait_for_word(page, None)
 
 
 def test_keys_reach_the_words_and_move_nothing(visit, address, photo):

@@ -278,11 +278,20 @@ def test_the_noun_with_the_sharpest_map_stays_lit(words, sharp, expected):
     maps = np.full((len(words), 4, 4), 1 / 16)
     maps[[index for index, word in enumerate(words) if word == "dog"], 0] += 1
     maps[sharp] = np.eye(16)[5].reshape(4, 4)
-    assert lit_word(words, maps) == expected
+    assert lit_word(words, [0.5] * len(words), maps) == expected
+
+
+def test_a_sure_noun_stays_lit_rather_than_a_guess_with_a_sharp_map():
+    words = "a cat on a table".split()
+    maps = np.full((5, 4, 4), 1 / 16)
+    maps[1, :2] += 1
+    maps[4, :1] += 1
+    assert lit_word(words, [0.9] * 5, maps) == 4
+    assert lit_word(words, [0.9, 0.9, 0.9, 0.9, 0.1], maps) == 1
 
 
 def test_no_words_light_nothing():
-    assert lit_word([], np.zeros((0, 4, 4))) is None
+    assert lit_word([], [], np.zeros((0, 4, 4))) is None
 
 
 def test_messages_start_with_a_capital_letter():

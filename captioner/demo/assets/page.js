@@ -79,8 +79,15 @@
     if (location.hash !== hash) history.pushState(null, "", hash);
   };
   const selected = () => tabs().find((tab) => tab.getAttribute("aria-selected") === "true");
+  const decoded = (text) => {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return ""; // half an escape: no address of ours
+    }
+  };
   const follow = () => {
-    const [tab, name = ""] = decodeURIComponent(location.hash.slice(1)).split("/");
+    const [tab, name = ""] = decoded(location.hash.slice(1)).split("/");
     const button = tabs().find((each) => each.dataset.tabId === (tab || "caption"));
     if (button && button !== selected()) button.click();
     if (name !== at) wanted = at = name;

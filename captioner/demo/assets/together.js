@@ -16,7 +16,7 @@ const counterpart = (chip, words) => {
   return there[before] ?? there[0];
 };
 
-const leave = (words) => words.dispatchEvent(new PointerEvent("pointerleave"));
+const leave = (words) => words.closest(".caption").dispatchEvent(new PointerEvent("pointerleave"));
 
 const follow = (event) => {
   if (!event.isTrusted) return; // our own

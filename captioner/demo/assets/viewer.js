@@ -34,7 +34,8 @@ function make(tag, name, text = "") {
   return node;
 }
 
-const percent = (share) => (share < 0.01 ? "under 1" : String(Math.round(100 * share))) + " %";
+const percent = (share) =>
+  (share < 0.01 ? "under 1" : share > 0.99 ? "over 99" : String(Math.round(100 * share))) + " %";
 const sentence = () => view.sentences[chosen];
 
 function say(text) {
@@ -337,13 +338,15 @@ frameNode.addEventListener("click", () => {
   show();
 });
 
-for (const area of [words, frameNode]) {
-  area.addEventListener("pointerleave", () => {
-    if (playing !== null) return;
-    hovered = null;
-    show();
-  });
+function leave() {
+  if (playing !== null) return;
+  hovered = null;
+  show();
 }
+
+// Below the words, the one on show stays until the pointer has passed those that may replace it.
+for (const area of [find("caption"), frameNode]) area.addEventListener("pointerleave", leave);
+find("controls").addEventListener("pointerenter", leave);
 
 find("all").addEventListener("click", () => {
   const open = find("strip").hidden;
