@@ -282,7 +282,7 @@ def test_the_noun_with_the_sharpest_map_stays_lit(words, sharp, expected):
 
 
 def test_a_sure_noun_stays_lit_rather_than_a_guess_with_a_sharp_map():
-    words = "a cat on a table".split()
+    words = ["a", "cat", "on", "a", "table"]
     maps = np.full((5, 4, 4), 1 / 16)
     maps[1, :2] += 1
     maps[4, :1] += 1
