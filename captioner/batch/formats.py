@@ -13,12 +13,23 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from captioner.batch.item import Item, Result, escaped
 from captioner.data.fields import coco_image_id, id_key
+from captioner.errors import ConfigError
 from captioner.outputs import Failure
 
+_SUFFIXES = {
+    ".txt": "text",
+    ".tsv": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".json": "json",
+    ".parquet": "parquet",
+}
 _NUMBER = re.compile(r"(0|[1-9]\d{0,11})(\.0+)?")  # longer ones are codes, such as TextCaps'
 
 
@@ -232,3 +243,23 @@ def _csv_line(cells: list[str]) -> str:
         for cell in cells
     ]
     return ",".join(quoted).encode("utf-8", "backslashreplace").decode() + "\n"
+
+
+def format_of(output: str, form: str | None = None) -> str:
+    """Return the format of a file: the given one, or that of the file's ending.
+
+    Raises:
+        ConfigError: The ending is unknown.
+    """
+    form = form or _SUFFIXES.get(Path(output).suffix.lower())
+    if form is None:
+        known = ", ".join(_SUFFIXES)
+        raise ConfigError(f"-o {output}: end it in one of {known}, or add --format")
+    return form
+
+
+def format_named(form: str, captions: int = 1) -> Format:
+    """Return the format of the records; those of an array are its elements."""
+    if form == "csv":
+        return CsvFormat(captions)
+    return {"text": TextFormat, "coco": CocoFormat}.get(form, JsonLinesFormat)()

@@ -20,13 +20,20 @@ from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
-from captioner.batch.formats import CocoFormat, JsonLinesFormat, PreviousResult, to_json, to_row
+from captioner.batch.formats import (
+    CocoFormat,
+    JsonLinesFormat,
+    PreviousResult,
+    format_of,
+    to_json,
+    to_row,
+)
 from captioner.batch.item import Item, Result, escaped
 from captioner.batch.journal import Journal, Mode
 from captioner.batch.parquet import import_pyarrow
 from captioner.batch.runner import Summary
 from captioner.batch.sharding import ShardAssignment
-from captioner.batch.writers import RowWriter, format_of, open_file
+from captioner.batch.writers import RowWriter, open_file
 from captioner.errors import CaptionerError, ConfigError
 from captioner.utils.files import replacing
 

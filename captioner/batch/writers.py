@@ -15,12 +15,11 @@ from typing import Any, Protocol, TextIO
 
 from captioner.batch.formats import (
     BareFormat,
-    CocoFormat,
-    CsvFormat,
     Format,
     JsonLinesFormat,
     PreviousResult,
-    TextFormat,
+    format_named,
+    format_of,
     to_row,
 )
 from captioner.batch.item import Item, Result
@@ -32,15 +31,6 @@ from captioner.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = {
-    ".txt": "text",
-    ".tsv": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".json": "json",
-    ".parquet": "parquet",
-}
 _ARRAYS = ("json", "coco")
 
 
@@ -142,26 +132,6 @@ def is_finished(output: str | None, form: str | None = None) -> bool:
         return False
     path = Path(output)
     return path.is_file() and path.stat().st_size > 0 and not _partial(path).exists()
-
-
-def format_of(output: str, form: str | None = None) -> str:
-    """Return the format of a file: the given one, or that of the file's ending.
-
-    Raises:
-        ConfigError: The ending is unknown.
-    """
-    form = form or _SUFFIXES.get(Path(output).suffix.lower())
-    if form is None:
-        known = ", ".join(_SUFFIXES)
-        raise ConfigError(f"-o {output}: end it in one of {known}, or add --format")
-    return form
-
-
-def format_named(form: str, captions: int = 1) -> Format:
-    """Return the format of the records; those of an array are its elements."""
-    if form == "csv":
-        return CsvFormat(captions)
-    return {"text": TextFormat, "coco": CocoFormat}.get(form, JsonLinesFormat)()
 
 
 def _open_stream(

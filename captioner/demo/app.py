@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parents[2] / "examples"  # of the repository; a wheel has none
 _ORDER = (  # the first is shown at the start
-    *("coffee", "cat", "photographer", "stairs"),
+    *("cat", "coffee", "photographer", "stairs"),
     *("grass", "astronaut", "rocket", "galaxies"),
 )
 _END_SECONDS = 2  # that the server may take to close

@@ -71,10 +71,10 @@
   const tabs = () => all("#tabs [role=tab]");
   const example = (tile) => decodeURIComponent(tile.querySelector("img")?.src.split("/").pop().split(".")[0] ?? "");
   const tiles = () => all("#tabs .gallery-item").filter((tile) => tile.offsetParent !== null);
-  let at = ""; // the example on show, if it is not the first
+  const at = new Map(); // the example on show in each tab, if it is not the first
   let wanted = null; // the example to show as soon as its tile is there
-  const record = (tab, name = "") => {
-    at = name;
+  const record = (tab, name = at.get(tab) ?? "") => {
+    at.set(tab, name);
     const hash = "#" + tab + (name && "/" + name);
     if (location.hash !== hash) history.pushState(null, "", hash);
   };
@@ -90,7 +90,8 @@
     const [tab, name = ""] = decoded(location.hash.slice(1)).split("/");
     const button = tabs().find((each) => each.dataset.tabId === (tab || "caption"));
     if (button && button !== selected()) button.click();
-    if (name !== at) wanted = at = name;
+    if (name !== (at.get(tab || "caption") ?? "")) wanted = name;
+    at.set(tab || "caption", name);
     choose();
   };
   const choose = () => {
@@ -108,7 +109,7 @@
     if (tile) record(selected().dataset.tabId, example(tile));
   });
   document.addEventListener("change", (event) => {
-    if (event.target.matches("#tabs input[type=file]")) record(selected().dataset.tabId);
+    if (event.target.matches("#tabs input[type=file]")) record(selected().dataset.tabId, "");
   });
   addEventListener("popstate", follow);
 
