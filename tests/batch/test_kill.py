@@ -127,7 +127,7 @@ SLOWLY = [
 @pytest.mark.parametrize(
     ("name", "source", "most"),
     [
-        ("out.jsonl", "photos", 20),
+        ("out.jsonl", "photos", 6),
         ("out.csv", "photos", 8),
         ("out.json", "photos", 8),
         ("out.parquet", "photos", 4),

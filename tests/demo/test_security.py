@@ -305,7 +305,7 @@ def test_a_full_disk_is_one_line(demo, monkeypatch, capfd):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(processing_utils, "save_base64_to_cache", save)
-    monkeypatch.setattr("captioner.demo.session._read", save)
+    monkeypatch.setattr("captioner.demo.session.read_file", save)
     (path,) = demo.upload(picture()).json()
     assert "No room" in demo.caption({"path": path, "meta": MARK})["error"]
     assert "Traceback" not in "".join(capfd.readouterr())

@@ -17,6 +17,7 @@ from captioner.image import io as images
 class FakeCaptioner:
     """Captions depend on the image, scores also on the other images of the batch."""
 
+    backends = ()
     batch_size = 32
 
     def __init__(self, stop_after=None, on_batch=None):

@@ -35,7 +35,7 @@ def static(monkeypatch):
     monkeypatch.setattr(module, "why_not_captured", lambda config, device: None)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_static_steps_train_what_dynamic_ones_do(tmp_path, monkeypatch, accumulate):
     """10 photos in 3 steps an epoch; no dropout, whose draws depend on the form."""
     write_pictures(tmp_path, 10, captions=3)
@@ -90,7 +90,11 @@ def settings(monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, REWARDED, {"deterministic": True}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param(REWARDED, marks=pytest.mark.slow),
+        {"deterministic": True},
+    ],
     ids=["captions", "rewarded", "deterministic"],
 )
 def test_resuming_is_exact(tmp_path, static, settings, options):
