@@ -91,7 +91,8 @@ def test_leaving_early_ends_the_readers(files):
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from captioner.image.reader_processes import read_in_processes
 from captioner.image.transforms import Preprocess
 
@@ -122,7 +123,10 @@ def test_readers_end_with_a_script_that_is_stopped(files, how, tmp_path):
         os.killpg(process.pid, how)
     else:
         process.kill()
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert errors.count("Traceback") == (how == signal.SIGINT)  # the script's own
     deadline = time.monotonic() + 60
     while any(running(reader) for reader in readers):
