@@ -94,7 +94,13 @@
     at.set(tab || "caption", name);
     choose();
   };
+  const opened = new Set();
   const choose = () => {
+    const tab = selected()?.dataset.tabId;
+    if (tab === "mechanisms" && !opened.has(tab)) {
+      opened.add(tab); // it says nothing without a photo
+      wanted ??= "";
+    }
     if (wanted === null || !tiles().length) return;
     const tile = wanted ? tiles().find((each) => example(each) === wanted) : tiles()[0];
     if (!tile) return;
