@@ -19,7 +19,8 @@ LICENCE = (
     "(Apache-2.0)."
 )
 FAILURES = (
-    "It has seen few photos: people, dogs, sports and streets. Of other things it says the same few sentences.",
+    "It has seen few photos: people, dogs, sports and streets. "
+    "Of other things it says the same few sentences.",
     "It guesses genders, and often guesses wrong.",
     "It counts badly.",
 )
