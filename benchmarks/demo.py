@@ -26,9 +26,10 @@ MARK = {"_type": "gradio.FileData"}
 
 
 class Client:
-    """Visitors one after the other, each with a session of the server."""
+    """Visitors one after the other, each with a session of the server and `stay` images."""
 
-    def __init__(self, address, seed):
+    def __init__(self, address, seed, stay=5):
+        self.stay = stay
         self.http = httpx.Client(base_url=address, timeout=120)
         self.rng = np.random.default_rng(seed)
         config = self.http.get("config").json()
@@ -44,7 +45,7 @@ class Client:
     def work(self, until):
         """Visit until a time of `time.monotonic`."""
         while time.monotonic() < until:
-            if self.visits % 5 == 0:
+            if self.visits % self.stay == 0:
                 self.session = uuid.uuid4().hex
             self.visits += 1
             start = time.monotonic()

@@ -51,8 +51,12 @@ def caption(count, backend):
 
 
 def visit(address, pid, count):
-    """Let two clients visit; yield (number of visits, memory of the server in MB)."""
-    clients = [Client(address, seed) for seed in range(2)]
+    """Let two clients visit; yield (number of visits, memory of the server in MB).
+
+    Every visit is a session of its own. The server remembers the last 200, so its memory grows
+    until there are as many, and no longer.
+    """
+    clients = [Client(address, seed, stay=1) for seed in range(2)]
     until = time.monotonic() + 3600
     threads = [threading.Thread(target=each.work, args=(until,), daemon=True) for each in clients]
     for thread in threads:
