@@ -28,7 +28,14 @@ SERIES = [
 ]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # VGG-19 with 1,800 hidden units takes ten seconds.
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * path.stem.startswith("paper"))
+        for path in RECIPES
+    ],
+)
 def test_a_recipe_trains_a_step_and_captions(tmp_path, path):
     write_pictures(tmp_path, 4, captions=2)
     overrides = {

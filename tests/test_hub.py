@@ -99,6 +99,7 @@ INFO = (
 )
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_captions_like_its_file(hub, run, model, photos):
     program = (
         "from captioner import Captioner;"

@@ -128,8 +128,8 @@ SLOWLY = [
     ("name", "source", "most"),
     [
         ("out.jsonl", "photos", 6),
-        ("out.csv", "photos", 8),
-        ("out.json", "photos", 8),
+        ("out.csv", "photos", 4),
+        ("out.json", "photos", 4),
         ("out.parquet", "photos", 4),
         ("out.jsonl", "photos.tar", 4),
         *SLOWLY,
