@@ -8,6 +8,7 @@ every loss is scaled such that its mean over the ranks is the loss of the global
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import secrets
 import time
@@ -62,6 +63,7 @@ def process_group(device_name: str) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # parts of a trainer refer to each other, and keep the group's threads
         dist.destroy_process_group()
 
 
