@@ -51,7 +51,8 @@ assert not [name for name in names if "gloo" in name], names
 def close(one, other):
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-4, msg=name)
+        # Rounding: Adam turns a gradient of almost nothing into a share of a whole step, 1e-3.
+        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
 def make_recipe(folder, **sections):
