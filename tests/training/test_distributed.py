@@ -49,10 +49,18 @@ assert not [name for name in names if "gloo" in name], names
 
 
 def close(one, other):
+    """Equal but for rounding: gradients of both runs differ by up to 1e-9.
+
+    Adam turns a first gradient of about its epsilon, 1e-8, into a share of a whole step that this
+    rounding moves; one weight in a thousand may be such a one.
+    """
     assert one.keys() == other.keys()
     for name in one:
-        # Rounding: Adam turns a gradient of almost nothing into a share of a whole step, 1e-3.
-        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            one[name], other[name], atol=1e-4, rtol=1e-4, msg=lambda text, name=name: name + text
+        )
+        unequal = ~torch.isclose(one[name], other[name], atol=1e-5, rtol=1e-4)
+        assert unequal.double().mean() <= 1e-3, name
 
 
 def make_recipe(folder, **sections):
