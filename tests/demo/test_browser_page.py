@@ -30,10 +30,24 @@ def address(model, serve_demo, examples):
     return serve_demo({"tiny": Captioner.from_pretrained(model, device="cpu")}, examples)
 
 
-def wait_for_example(page, name):
+def wait_for_example(page, name, before=None):
+    """Wait until an example has its caption; `before` is the address of the picture before it.
+
+    To leave a page that still waits for an answer makes Gradio complain.
+    """
     page.wait_for_function(
-        "name => document.querySelector('#photo img')?.src.includes(`/${name}.png`)", arg=name
+        """([name, before]) => {
+            const root = document.querySelector("#viewer .viewer");
+            const shown = root?.querySelector("img.photo").getAttribute("src");
+            const chosen = document.querySelector("#photo img")?.src.includes(`/${name}.png`);
+            return chosen && root.dataset.state === "ready" && shown && shown !== before;
+        }""",
+        arg=[name, before],
     )
+
+
+def picture(page):
+    return page.locator("#viewer img.photo").get_attribute("src")
 
 
 def selected(page):
@@ -47,17 +61,19 @@ def test_tab_and_example_are_in_the_address(visit, address):
     from playwright.sync_api import expect
 
     page = visit(address)
+    coffee = picture(page)
     page.locator("#tabs .gallery-item").nth(1).click()
-    wait_for_example(page, "cat")
+    wait_for_example(page, "cat", before=coffee)
+    cat = picture(page)
     assert page.url.endswith("#caption/cat")
     page.get_by_role("tab", name="About").click()
     assert page.url.endswith("#about")
     page.go_back()
     expect(selected(page)).to_have_text("Caption")
     page.go_back()  # to the first example
-    wait_for_example(page, "coffee")
+    wait_for_example(page, "coffee", before=cat)
     page.go_forward()
-    wait_for_example(page, "cat")
+    wait_for_example(page, "cat", before=coffee)
     page.reload()
     wait_for_example(page, "cat")
 
