@@ -32,7 +32,7 @@ def photo(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(model, serve_demo, photo):
+def address(model, serve_demo, decoders, photo):
     """A demo that shows an example at the start."""
     return serve_demo({"tiny": Captioner.from_pretrained(model, device="cpu")}, examples=[photo])
 
@@ -100,8 +100,10 @@ def test_everything_fits_and_can_be_read(visit, address, screen, scheme):
 @pytest.mark.parametrize("screen", SCREENS)
 def test_the_other_tabs_fit_as_well(visit, address, photo, screen):
     page = visit(address, **SCREENS[screen])
-    for name in ("Compare", "Batch", "About"):
+    for name in ("Compare", "Mechanisms", "Batch", "About"):
         page.get_by_role("tab", name=name).click()
+        if name == "Mechanisms":
+            page.wait_for_selector("#mechanisms .mechanisms[data-state=ready]")
         for heading in page.locator("[role=tabpanel] button.label-wrap:visible").all():
             heading.click()
         if name == "Batch":

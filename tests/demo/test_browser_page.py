@@ -12,7 +12,7 @@ from captioner.api import Captioner
 
 pytestmark = pytest.mark.browser
 
-TABS = ("Caption", "Compare", "Batch", "About")
+TABS = ("Caption", "Compare", "Mechanisms", "Batch", "About")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def examples(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(model, serve_demo, examples):
+def address(model, serve_demo, decoders, examples):
     return serve_demo({"tiny": Captioner.from_pretrained(model, device="cpu")}, examples)
 
 
@@ -48,6 +48,11 @@ def wait_for_example(page, name, before=None):
 
 def picture(page):
     return page.locator("#viewer img.photo").get_attribute("src")
+
+
+def wait_for_mechanisms(page):
+    """Wait until the tab, if it is open, has its maps."""
+    page.wait_for_selector("#mechanisms .mechanisms[data-state=ready]")
 
 
 def selected(page):
@@ -84,6 +89,8 @@ def test_an_address_opens_its_tab(visit, address, tab):
 
     page = visit(f"{address}#{tab.lower()}")
     expect(selected(page)).to_have_text(tab)
+    if tab == "Mechanisms":
+        wait_for_mechanisms(page)
 
 
 def test_the_failures_lead_to_what_the_model_is_bad_at(visit, address):
@@ -153,6 +160,8 @@ def test_axe_finds_nothing_serious(visit, address, examples, tab, scheme):
     page.add_style_tag(content="* { transition: none !important; animation: none !important; }")
     for heading in page.locator("[role=tabpanel] button.label-wrap:visible").all():
         heading.click()
+    if tab == "Mechanisms":
+        wait_for_mechanisms(page)
     if tab == "Batch":
         page.set_input_files("#files input[type=file]", str(examples[0]))
         page.wait_for_selector("#table .many[data-done=true]")

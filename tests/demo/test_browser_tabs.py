@@ -14,6 +14,7 @@ from helpers.tiny_files import make_photos
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 from captioner.api import Captioner
+from captioner.image import visualize
 
 pytestmark = pytest.mark.browser
 
@@ -34,7 +35,7 @@ def captioner(model):
 
 
 @pytest.fixture(scope="module")
-def address(model, captioner, serve_demo):
+def address(model, captioner, serve_demo, decoders):
     known = KnownCaptioner.from_pretrained(model, device="cpu")
     return serve_demo({"known": known, "tiny": captioner})
 
@@ -143,6 +144,35 @@ def test_two_sides_are_compared(tab, photos):
     for side in "ab":  # images of half the height, so that both sentences are on the screen too
         box = page.locator(f"#viewer-{side} .frame").bounding_box()
         assert box["height"] < 0.32 * page.viewport_size["height"]
+
+
+def test_each_mechanism_shows_its_own_map_of_a_word(tab, photos, decoders):
+    page = tab("Mechanisms")
+    page.set_input_files("#mechanisms-photo input[type=file]", str(photos[0]))
+    page.wait_for_selector("#mechanisms .mechanisms[data-state=ready]")
+    own = page.locator("#mechanisms-own textarea, #mechanisms-own input").first
+    own.fill("a red dog runs")
+    own.press("Enter")
+    words = page.locator("#mechanisms .word")
+    words.get_by_text("runs").wait_for()
+    maps = [each.captioner.score(photos[0], "a red dog runs").attention for each in decoders]
+    for index in (3, 1):
+        words.nth(index).hover()
+        page.wait_for_selector(f"#mechanisms .mechanisms[data-word='{index}']")
+        opacity = page.locator("#mechanisms canvas.overlay").evaluate_all(
+            """all => all.map(canvas => {
+                const {width, height} = canvas;
+                const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
+                return Array.from({length: height}, (_, y) =>
+                    Array.from({length: width}, (_, x) => data[4 * (y * width + x) + 3]));
+            })"""
+        )
+        for drawn, cells in zip(opacity, maps, strict=True):
+            expected = visualize.spread_weights(cells[index], (len(drawn[0]), len(drawn)))
+            assert np.corrcoef(np.ravel(drawn), expected.ravel())[0, 1] > 0.8
+    page.mouse.move(5, 5)
+    lit = page.locator("#mechanisms .word[aria-pressed=true]").get_attribute("data-index")
+    page.wait_for_selector(f"#mechanisms .mechanisms[data-word='{lit}']")
 
 
 def test_the_model_is_told_about(tab, captioner):

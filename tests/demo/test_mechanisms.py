@@ -1,16 +1,14 @@
 """Decoders of several kinds on one CNN: their file, and the tab that shows them side by side."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import MODEL, shake
-from helpers.tiny_files import make_photos, save_model
+from helpers.tiny_files import make_photos
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 import gradio as gr
+from helpers.tiny_mechanisms import KINDS, save_decoders
 
 from captioner.api import Captioner
 from captioner.checkpoint import load_checkpoint, save_checkpoint
@@ -19,33 +17,13 @@ from captioner.demo.mechanisms import load_mechanisms, save_mechanisms
 from captioner.demo.models import Models
 from captioner.demo.tabs.mechanisms import on_image, on_sentence
 from captioner.errors import CheckpointError
-from captioner.models.caption_model import CaptionModel
-
-KINDS = ("additive", "dot", "general", "scaled_dot", "multi_head")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model, decoders of all kinds on its CNN, and their file."""
     folder = tmp_path_factory.mktemp("mechanisms")
-    shipped, header = load_checkpoint(save_model(folder / "model.safetensors"))
-    for seed, kind in enumerate(KINDS):
-        config = replace(
-            MODEL,
-            attention=replace(MODEL.attention, kind=kind, heads=2),
-            decoder=replace(MODEL.decoder, embedding=16, tied=kind == "dot"),
-        )
-        torch.manual_seed(seed)
-        model = CaptionModel(config, len(header.vocabulary))
-        shake(model.decoder, 0.5)
-        model.decoder.tie()
-        model.encoder.backbone.load_state_dict(shipped.encoder.backbone.state_dict())
-        save_checkpoint(
-            folder / f"{kind}.safetensors", replace(header, config=config), model.state_dict()
-        )
-    files = {kind: folder / f"{kind}.safetensors" for kind in KINDS}
-    figures = {kind: {"ratio": 1.5 + i, "pointing_gain": -2.0} for i, kind in enumerate(KINDS)}
-    save_mechanisms(folder / "all.safetensors", files, figures)
+    save_decoders(folder)
     make_photos(folder / "photos", 2)
     return folder
 

@@ -64,6 +64,20 @@ def serve_demo():
 
 
 @pytest.fixture(scope="module")
+def decoders(tmp_path_factory):
+    """Tiny decoders in the place of those that ship; demos that are served later show them."""
+    pytest.importorskip("gradio", reason="the extra demo is not installed")
+    from captioner.demo import mechanisms
+    from helpers.tiny_mechanisms import save_decoders
+
+    folder = save_decoders(tmp_path_factory.mktemp("decoders"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mechanisms, "DEFAULT_WEIGHTS", folder / "model.safetensors")
+        patch.setattr(mechanisms, "MECHANISMS", folder / "all.safetensors")
+        yield mechanisms.load_mechanisms()
+
+
+@pytest.fixture(scope="module")
 def _contexts(browser):
     """Browser contexts by their options: pages that share one share its HTTP cache."""
     return {}
