@@ -128,7 +128,26 @@ def list_uploads(payload: Any) -> list[Upload]:
     return [Upload.of(file.path, file.orig_name) for file in ([payload] if single else payload)]
 
 
-def attention_viewer(value: dict[str, Any] | None = None, **options: Any) -> gr.HTML:
+def drawn(value: dict[str, Any] | None, name: str, *scripts: str, **options: Any) -> gr.HTML:
+    """Return a component that scripts draw.
+
+    Args:
+        value: What they are given.
+        name: Of its files of `assets/`, .html and .css, to which common.css and common.js belong.
+        *scripts: Files of `assets/`, in order.
+        **options: As for `gr.HTML`: `elem_id`, ...
+    """
+    return gr.HTML(
+        value,
+        html_template=read_asset(f"{name}.html"),
+        css_template=read_asset("common.css") + read_asset(f"{name}.css"),
+        js_on_load="".join(map(read_asset, ("common.js", *scripts))),
+        apply_default_css=False,
+        **options,
+    )
+
+
+def attention_viewer(value: dict[str, Any] | None = None, *, elem_id: str) -> gr.HTML:
     """Return a component that shows what `payload.view_payload` gives.
 
     Its `select` event carries `index`, the sentence that was chosen; its `save` event `kind`, the
@@ -137,14 +156,7 @@ def attention_viewer(value: dict[str, Any] | None = None, **options: Any) -> gr.
 
     Args:
         value: The payload, or None for an empty stage.
-        **options: As for `gr.HTML`: `elem_id`, ...
+        elem_id: Its id on the page.
     """
-    return gr.HTML(
-        value,
-        html_template=read_asset("viewer.html"),
-        css_template=read_asset("viewer.css"),
-        js_on_load="".join(map(read_asset, ("overlay.js", "viewer.js", "actions.js", "others.js"))),
-        apply_default_css=False,
-        **encode_look(),
-        **options,
-    )
+    scripts = ("overlay.js", "words.js", "viewer.js", "actions.js", "others.js")
+    return drawn(value, "viewer", *scripts, elem_id=elem_id, **encode_look())

@@ -120,7 +120,7 @@ DROP = """async ([event, where]) => {
 @pytest.mark.parametrize("event", ["paste", "drop"])
 def test_the_batch_tab_takes_files_anywhere(visit, address, event):
     page = visit(f"{address}#batch")
-    page.locator("#table .notice").wait_for()
+    page.locator("#table .message").wait_for()
     for count in (1, 2):
         page.evaluate(DROP, [event, "#table"])
         page.wait_for_selector("#table .many[data-done=true]")

@@ -159,7 +159,7 @@ def test_each_mechanism_shows_its_own_map_of_a_word(tab, photos, decoders):
     for index in (3, 1):
         words.nth(index).hover()
         page.wait_for_selector(f"#mechanisms .mechanisms[data-word='{index}']")
-        opacity = page.locator("#mechanisms canvas.overlay").evaluate_all(
+        opacity = page.locator("#mechanisms canvas").evaluate_all(
             """all => all.map(canvas => {
                 const {width, height} = canvas;
                 const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);

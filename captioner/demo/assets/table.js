@@ -1,15 +1,6 @@
-// The table of many images. All text is set as text, never as HTML: names may hold anything.
+// The table of many images. common.js precedes.
 
-const find = (name) => element.querySelector("." + name);
-const root = find("many");
 const body = root.querySelector("tbody");
-
-function make(tag, name, text = "") {
-  const node = document.createElement(tag);
-  node.className = name;
-  node.textContent = text;
-  return node;
-}
 
 function makeRow(row) {
   const line = make("tr", row.error === undefined ? "done" : "failed");
@@ -31,10 +22,8 @@ function makeRow(row) {
 }
 
 function render() {
-  const value = props.value && typeof props.value === "object" ? props.value : null;
-  root.dataset.state = value?.error ? "error" : value?.rows ? "ready" : "empty";
+  const value = receive((it) => it.rows, "Drop or paste photos or a zip anywhere, and each gets its sentence.");
   root.dataset.done = String(Boolean(value?.done));
-  find("notice").textContent = value?.error || "Drop or paste photos or a zip anywhere, and each gets its sentence.";
   const rows = value?.rows ?? [];
   if (rows.length < body.children.length || (value?.done && rows.length === body.children.length)) {
     body.replaceChildren(); // another run

@@ -1,16 +1,11 @@
-// The attention viewer. Gradio gives `element`, `props`, `trigger` and `watch`; overlay.js precedes,
-// actions.js and others.js follow.
-// All text is set as text, never as HTML: words and messages may hold anything.
+// The attention viewer. common.js, overlay.js and words.js precede, actions.js and others.js follow.
 
 const FADE = 220; // milliseconds from one word's map to the next
 const BEAT = 850; // milliseconds that a word stays while playing; a function word, half of it
 const SPOKEN = 5000; // milliseconds after which the live region is cleared
 const DETAIL = 224; // pixels of the overlay's longer side; the browser smooths the rest
 
-const find = (name) => element.querySelector("." + name);
-const root = find("viewer");
 const canvas = find("overlay");
-const look = { light: bytes(props.light), heat: bytes(props.heat) };
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 let view = null; // the payload on show
@@ -26,16 +21,6 @@ let frame = 0; // pending animation frame
 let spoken = 0; // timer
 let offered = ""; // the place whose other words stand there (others.js)
 
-function make(tag, name, text = "") {
-  const node = document.createElement(tag);
-  node.className = name;
-  node.textContent = text;
-  if (tag === "button") node.type = "button";
-  return node;
-}
-
-const percent = (share) =>
-  (share < 0.01 ? "under 1" : share > 0.99 ? "over 99" : String(Math.round(100 * share))) + " %";
 const sentence = () => view.sentences[chosen];
 
 function say(text) {
@@ -48,32 +33,26 @@ function say(text) {
 
 function render() {
   stop();
-  const next = props.value && typeof props.value === "object" ? props.value : null;
-  const sameSentences = Boolean(next?.id && next.id === view?.id);
-  const before = view && sentence().text + view.photo;
-  view = next?.sentences ? next : null;
-  root.dataset.state = next?.error ? "error" : view ? "ready" : next?.notice ? "loading" : "empty";
-  find("message").textContent = next?.error || next?.notice || "Drop or paste a photo anywhere, and read what it shows.";
-  find("problem").textContent = next?.problem ?? "";
-  find("problem").hidden = !next?.problem;
+  const before = view && { id: view.id, shown: sentence().text + view.photo };
+  view = receive((it) => it.sentences, "Drop or paste a photo anywhere, and read what it shows.");
+  find("problem").textContent = view?.problem ?? "";
+  find("problem").hidden = !view?.problem;
   if (!view) return cancelAnimationFrame(frame); // no photo is left for a fade to end on
   root.dataset.style = view.style;
-  if (sameSentences) {
+  if (view.id === before?.id) {
     paintNow(); // only style or strength changed
     return renderStrip();
   }
   const photo = find("photo");
   if (photo.getAttribute("src") !== view.photo) photo.src = view.photo;
   find("frame").style.setProperty("--ratio", view.width / view.height);
-  const scale = DETAIL / Math.max(view.width, view.height);
-  canvas.width = Math.max(1, Math.round(view.width * scale));
-  canvas.height = Math.max(1, Math.round(view.height * scale));
+  fit(canvas, view, DETAIL);
   now = { weights: null, level: 0, presence: 0 };
   renderCandidates();
   choose(view.chosen, false);
   // A new sentence plays once, unless nobody sees it or wants it to move.
   const seen = root.offsetParent !== null && !calm.matches;
-  if (seen && sentence().text + view.photo !== before) play(false);
+  if (seen && sentence().text + view.photo !== before?.shown) play(false);
 }
 
 function renderCandidates() {
@@ -133,16 +112,9 @@ function renderStrip() {
     panel.tabIndex = -1; // the words above do the same
     panel.classList.toggle("on", index === pinned);
     panel.classList.toggle("pale", word.pale);
-    const picture = make("span", "picture");
-    const photo = make("img", "small-photo");
-    photo.src = view.photo;
-    photo.alt = "";
-    const small = make("canvas", "small-overlay");
-    [small.width, small.height] = [canvas.width, canvas.height];
-    paint(small, weightsOf(index), { style: "heatmap", strength: props.strength, presence: 1, look });
-    stroke(small, contour(weightsOf(index), small.width, small.height, word.half), 1);
-    picture.append(photo, small);
-    panel.append(picture, make("span", "name", word.text));
+    const small = makeSmall("span", view, DETAIL);
+    paintSmall(small, weightsOf(index), word.half);
+    panel.append(small, make("span", "name", word.text));
     return panel;
   });
   find("strip").style.setProperty("--ratio", view.width / view.height);
@@ -255,21 +227,6 @@ function markPlaying(on) {
 }
 
 // ---------------------------------------------------------------------------------------- events
-
-const number = (event, name) => {
-  const node = event.target.closest("." + name);
-  return node ? Number(node.dataset.index) : null;
-};
-const neighbour = (key, index, count) =>
-  ({ ArrowRight: index + 1, ArrowDown: index + 1, ArrowLeft: index - 1, ArrowUp: index - 1 }[key] ??
-  { Home: 0, End: count - 1 }[key]);
-
-function rove(nodes, event, index) {
-  const next = neighbour(event.key, index, nodes.length);
-  if (next === undefined) return null;
-  event.preventDefault();
-  return nodes[(next + nodes.length) % nodes.length];
-}
 
 const words = find("words");
 words.addEventListener("pointerover", (event) => {

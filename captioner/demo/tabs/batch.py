@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from captioner.batch.item import Result
-from captioner.demo.components import BATCH_QUEUE, files_input, read_asset
+from captioner.demo.components import BATCH_QUEUE, drawn, files_input
 from captioner.demo.downloads import CaptionTables
 from captioner.demo.models import Models
 from captioner.demo.payload import chance, error_payload
@@ -42,14 +42,7 @@ def build(models: Models) -> None:
                 )
                 cells = gr.DownloadButton("CSV", size="sm", interactive=False, elem_id="take-csv")
         with gr.Column(elem_classes="result"):
-            table = gr.HTML(
-                None,
-                html_template=read_asset("table.html"),
-                css_template=read_asset("table.css"),
-                js_on_load=read_asset("table.js"),
-                apply_default_css=False,
-                elem_id="table",
-            )
+            table = drawn(None, "table", "table.js", elem_id="table")
         with (
             gr.Column(elem_classes="settings"),
             gr.Accordion("Settings", open=False, elem_id="batch-settings"),

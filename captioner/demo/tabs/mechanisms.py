@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from captioner.demo.components import MODEL_QUEUE, image_input, read_asset
+from captioner.demo.components import MODEL_QUEUE, drawn, image_input
 from captioner.demo.mechanisms import Mechanism
 from captioner.demo.models import Models
 from captioner.demo.payload import encode_look, error_payload, sentence_payload, view_payload
@@ -43,15 +43,8 @@ def build(
         with gr.Column(elem_classes="input"):
             image = image_input(examples, elem_id="mechanisms-photo")
         with gr.Column(elem_classes="result"):
-            viewer = gr.HTML(
-                None,
-                html_template=read_asset("mechanisms.html"),
-                css_template=read_asset("mechanisms.css"),
-                js_on_load=read_asset("overlay.js") + read_asset("mechanisms.js"),
-                apply_default_css=False,
-                elem_id="mechanisms",
-                **encode_look(),
-            )
+            scripts = ("overlay.js", "words.js", "mechanisms.js")
+            viewer = drawn(None, "mechanisms", *scripts, elem_id="mechanisms", **encode_look())
             own = sentence_input("Another sentence for all five to read", "mechanisms-own")
     state = gr.State(None, time_to_live=3600)  # a `View` or None
     showing = MODEL_QUEUE | {"show_progress_on": viewer}

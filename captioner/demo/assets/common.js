@@ -1,0 +1,22 @@
+// What the parts of the page share. Gradio gives `element`, `props`, `trigger` and `watch`.
+// All text is set as text, never as HTML: words, names and messages may hold anything.
+
+const root = element.querySelector("[data-state]");
+const find = (name) => root.querySelector("." + name);
+
+function make(tag, name, text = "") {
+  const node = document.createElement(tag);
+  node.className = name;
+  node.textContent = text;
+  if (tag === "button") node.type = "button";
+  return node;
+}
+
+// Return what is to be shown, or null; say how far that is, and why there is nothing else.
+function receive(isReady, invitation) {
+  const value = props.value && typeof props.value === "object" ? props.value : null;
+  const ready = value && isReady(value);
+  root.dataset.state = value?.error ? "error" : ready ? "ready" : value?.notice ? "loading" : "empty";
+  find("message").textContent = value?.error || value?.notice || invitation;
+  return ready ? value : null;
+}
