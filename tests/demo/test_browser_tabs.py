@@ -108,6 +108,24 @@ def test_a_zip_is_captioned_photo_by_photo(tab, photos, captioner):
     assert "failed" in rows.nth(3).get_attribute("class")
 
 
+def test_a_wrong_word_is_told_at_its_field_and_the_table_stays(tab, photos):
+    from playwright.sync_api import expect
+
+    page = tab("Batch")
+    give(page, photos[0])
+    page.get_by_role("button", name="Settings").click()
+    require = page.locator("#batch-require textarea, #batch-require input").first
+    require.fill("dogg")
+    page.locator("#batch-again").click()
+    expect(page.locator("#batch-require")).to_contain_text("required word 'dogg'; near: dog")
+    expect(require).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#table tbody tr.done")).to_have_count(1)
+    expect(page.locator("#take-csv")).to_be_enabled()
+    require.fill("dog")
+    page.locator("#batch-again").click()
+    expect(require).not_to_have_attribute("aria-invalid", "true")
+
+
 def test_two_sides_are_compared(tab, photos):
     from playwright.sync_api import expect
 

@@ -98,15 +98,18 @@ def test_giving_up_early_leaves_nothing_running(models, folder):
     stream.close()
 
 
-def run(models, cache, files, **changes):
+def run(models, cache, files, *, anew=True, **changes):
+    """What the table and the files to save become, and what the fields of words are told."""
     values = {"mode": settings.BEAM, "captions": 1, "beam": 3, "penalty": 0.0, "temperature": 1.0}
     values |= {"top_p": 0.9, "seed": 0, "require": "", "ban": ""}
-    return list(batch_tab.on_files(models, str(cache), files, "tiny", *(values | changes).values()))
+    given = (values | changes).values()
+    steps = list(batch_tab.on_files(models, str(cache), anew, files, "tiny", *given))
+    return [step[:3] for step in steps], steps[-1][3:]
 
 
 def test_the_table_grows_and_ends_in_files_to_take_home(models, given, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_tab, "_EVERY", 0)
-    *growing, (table, lines, cells) = run(models, tmp_path / "cache", given, captions=2)
+    (*growing, (table, lines, cells)), _ = run(models, tmp_path / "cache", given, captions=2)
     counts = [len(shown["rows"]) for shown, *_ in growing]
     assert counts == list(range(7))
     assert not any(update["interactive"] for _, *both in growing for update in both)
@@ -136,7 +139,7 @@ def test_the_table_grows_and_ends_in_files_to_take_home(models, given, tmp_path,
 def test_no_name_becomes_a_formula(models, folder, tmp_path, start):
     name = start + "cmd|' /C calc'!A0.png"
     archive = make_zip(tmp_path / "a.zip", {name: (folder / "00.png").read_bytes()})
-    *_, (table, lines, cells) = run(models, tmp_path / "cache", [Upload(archive, "a.zip")])
+    (*_, (table, lines, cells)), _ = run(models, tmp_path / "cache", [Upload(archive, "a.zip")])
     assert table["rows"][0]["name"] == json.loads(Path(lines["value"]).read_text())["image"] == name
     text = Path(cells["value"]).read_bytes().decode()
     (row,) = csv.DictReader(io.StringIO(text, newline=""))
@@ -153,13 +156,19 @@ def test_a_file_over_the_limit_does_not_refuse_the_others(models, given, monkeyp
 
 
 def test_a_setting_that_fails_gives_a_message(models, given, tmp_path):
-    (_, (table, lines, cells)) = run(models, tmp_path, given, require="dogg")
+    (_, (table, lines, cells)), notes = run(models, tmp_path, given, require="dogg")
     assert "near: dog" in table["error"]
     assert lines["value"] is cells["value"] is None
+    (shown,), again = run(models, tmp_path, given, anew=False, require="dogg")
+    assert all("value" not in update for update in shown)  # the table before stays
+    for required, banned in (notes, again):
+        assert "near: dog" in required["info"]
+        assert required["elem_classes"] == ["wrong"]
+        assert (banned["info"], banned["elem_classes"]) == ("", [])
 
 
 def test_nothing_given_shows_nothing(models, tmp_path):
-    ((table, lines, _),) = run(models, tmp_path, [])
+    ((table, lines, _),), _ = run(models, tmp_path, [])
     assert table is None
     assert not lines["interactive"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
@@ -18,10 +18,13 @@ from captioner.demo.downloads import CaptionTables
 from captioner.demo.models import Models
 from captioner.demo.payload import chance, error_payload
 from captioner.demo.security import MAX_FILE_BYTES, MAX_IMAGES, MAX_UPLOAD_BYTES
-from captioner.demo.settings import Settings, decoding_options
+from captioner.demo.settings import Settings, decoding_options, word_notes
 from captioner.demo.uploads import OpenedImage, Upload, caption_uploads, count_uploads
 from captioner.errors import CaptionerError
 from captioner.outputs import Failure
+
+if TYPE_CHECKING:
+    from captioner.api import Captioner
 
 _EVERY = 0.3  # seconds between two updates of the table
 _HINT = (
@@ -51,41 +54,58 @@ def build(models: Models) -> None:
             again = gr.Button("Caption again", size="sm", elem_id="batch-again")
 
     shown = [table, lines, cells]
-    event = gr.on(
-        [files.upload, again.click],
-        partial(on_files, models, table.GRADIO_CACHE),
-        [files, settings.model, *settings.search],
-        shown,
-        trigger_mode="once",
-        **BATCH_QUEUE,
-    )
-    files.clear(_nothing, None, shown, queue=False, api_visibility="private", cancels=[event])
+    running = [
+        event(
+            partial(on_files, models, table.GRADIO_CACHE, anew),
+            [files, settings.model, *settings.search],
+            [*shown, *settings.words],
+            trigger_mode="once",
+            show_progress_on=table,
+            **BATCH_QUEUE,
+        )
+        for event, anew in ((files.upload, True), (again.click, False))
+    ]
+    files.clear(_nothing, None, shown, queue=False, api_visibility="private", cancels=running)
 
 
 def on_files(
-    models: Models, cache: str, files: Sequence[Upload], model: str, *search: Any
+    models: Models, cache: str, anew: bool, files: Sequence[Upload], model: str, *search: Any
 ) -> Iterator[tuple[Any, ...]]:
     """Caption the files; yield the table as it grows, at last with the two files to save.
+
+    What is wrong with required and banned words is told at their fields.
 
     Args:
         models: To choose among.
         cache: Gradio's folder for files to save.
+        anew: Whether these files are new; else the table stays where no search is possible.
         files: What was uploaded.
         model: Name of the model.
         *search: Values of `Settings.search`.
     """
+    options = decoding_options(*search)
+    notes, wrong = word_notes(models[model].vocabulary, options)
+    if wrong and not anew:
+        yield *[gr.skip()] * 3, *notes
+        return
+    for shown in _caption_all(models[model], cache, files, options):
+        yield *shown, *notes
+
+
+def _caption_all(
+    captioner: Captioner, cache: str, files: Sequence[Upload], options: Mapping[str, Any]
+) -> Iterator[tuple[Any, ...]]:
     if not files:
         yield _nothing()
         return
     waiting = _nothing()[1:]
-    options = decoding_options(*search)
     tables = CaptionTables(options["num_captions"])
     rows: list[dict[str, Any]] = []
     total = count_uploads(files)
     yield {"rows": [], "total": total, "done": False}, *waiting
     shown_at = time.monotonic()
     try:
-        for image, result in caption_uploads(models[model], files, options):
+        for image, result in caption_uploads(captioner, files, options):
             rows.append(row_payload(image, result))
             tables.add(image, result)
             if time.monotonic() - shown_at > _EVERY:

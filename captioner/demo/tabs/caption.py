@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
@@ -24,6 +24,9 @@ from captioner.demo.session import View, caption_image, continue_sentence, score
 from captioner.demo.settings import Settings, decoding_options
 from captioner.errors import CaptionerError, ImageError
 from captioner.tokenizer import tokenize
+
+Shown: TypeAlias = tuple[dict[str, Any] | None, View | None]
+"""What a viewer shows, and the visitor's state."""
 
 
 def build(models: Models, examples: Sequence[str], start: Callable[[], View] | None) -> None:
@@ -134,21 +137,20 @@ def on_start(start: Callable[[], View]) -> tuple[dict[str, Any], View]:
     return view_payload(view), view
 
 
-def on_image(
-    models: Models,
-    path: str | None,
-    view: View | None,
-    model: str,
-    style: str,
-    strength: float,
-    *search: Any,
-) -> tuple[dict[str, Any] | None, View | None]:
+def on_image(models: Models, path: str | None, view: View | None, *given: Any) -> Shown:
     """Caption an image; return what the viewer shows, and the visitor's state.
 
     Where that fails, the image before stays, with the reason above it.
+
+    Args:
+        models: To choose among.
+        path: The image file.
+        view: The visitor's state.
+        *given: Name of the model, style and strength of the overlay, values of `Settings.search`.
     """
     if not path:
         return None, None
+    model, style, strength, *search = given
     try:
         view = caption_image(models[model], path, decoding_options(*search))
     except CaptionerError as error:
@@ -158,16 +160,8 @@ def on_image(
     return view_payload(view, style, strength), view
 
 
-def on_settings(
-    models: Models,
-    path: str | None,
-    view: View | None,
-    model: str,
-    style: str,
-    strength: float,
-    *search: Any,
-) -> tuple[dict[str, Any] | None, View | None]:
-    """Caption the image on show once more.
+def on_settings(models: Models, path: str | None, view: View | None, *given: Any) -> Shown:
+    """Caption the image on show once more; the arguments are those of `on_image`.
 
     Raises:
         CaptionerError: A setting is impossible; image and sentences stay as they are.
@@ -175,6 +169,7 @@ def on_settings(
     path = path or (view.source if view else None)
     if not path:
         return None, None
+    model, style, strength, *search = given
     options = decoding_options(*search)
     try:
         view = caption_image(models[model], path, options)
