@@ -25,6 +25,12 @@ from captioner.metrics.coco_categories import name_categories, word_class
 STRENGTH = 0.5  # of the overlay, unless the visitor chooses another
 _FINE = 8  # pixels per cell at which the outline's level is computed
 _LARGE = ((",000", 1e3), (" million", 1e6), (" billion", 1e9), (" trillion", 1e12))
+_BEFORE_NOUNS = (  # articles and prepositions
+    *("a", "an", "the", "this", "that", "these", "those", "some", "his", "her", "its", "their"),
+    *("of", "in", "on", "at", "near", "by", "with", "without", "from", "into", "onto", "over"),
+    *("under", "behind", "beside", "between", "through", "across", "along", "around", "against"),
+)
+_QUALIFIERS = ("colour", "number")
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 
 
@@ -129,22 +135,44 @@ def lit_word(
 ) -> int | None:
     """Return the index of the word that stays lit: of the nouns, the one with the sharpest map.
 
-    A noun is a name of a category of COCO; in a sentence without any, a word that is no function
-    word. Sharpest is the map of which the fewest cells hold half; their number is divided by the
-    word's probability, as a guess is a poor thing to begin with.
+    In a sentence without nouns, it is another word that is no function word. Sharpest is the map of
+    which the fewest cells hold half; their number is divided by the word's probability, as a guess
+    is a poor thing to begin with.
 
     Args:
         words: T words.
         probabilities: T, of the words.
         attention: (T, H, W).
     """
-    named = [index for index, name in enumerate(name_categories(words)) if name]
     content = [index for index, word in enumerate(words) if word_class(word) == "other"]
     still = [index for index in content if not words[index].endswith("ing")]
-    among = named or still or content or list(range(len(words)))
+    among = find_nouns(words) or still or content or list(range(len(words)))
     cells = [int((clean >= look.half_level(clean)).sum()) for clean in map(_clean, attention)]
     spread = [few / max(sure, 1e-9) for few, sure in zip(cells, probabilities, strict=True)]
     return min(among, key=spread.__getitem__, default=None)
+
+
+def find_nouns(words: Sequence[str]) -> list[int]:
+    """Return the indices of a sentence's nouns, as far as two rules find them.
+
+    A noun is a name of a category of COCO. So is a word alone between an article, a preposition, a
+    colour or a number and the next function word ("the grass near"), but no "top" of "on top of".
+    After "of", a participle ends it as well ("of coffee sitting"); elsewhere, what ends in -ing may
+    be the noun ("a large building").
+    """
+    classes = [word_class(word) for word in words]
+
+    def alone(index: int) -> bool:
+        before, after = words[index - 1 : index], words[index + 1 : index + 2]
+        if classes[index] != "other" or words[index].endswith("ing"):
+            return False
+        if not before or not (before[0] in _BEFORE_NOUNS or classes[index - 1] in _QUALIFIERS):
+            return False
+        if after and after[0].endswith("ing"):
+            return before == ["of"]
+        return not after or (classes[index + 1] == "function" and after != ["of"])
+
+    return [index for index, name in enumerate(name_categories(words)) if name or alone(index)]
 
 
 def encode_half(cells: np.ndarray) -> float:

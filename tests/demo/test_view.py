@@ -23,6 +23,7 @@ from captioner.demo.payload import (
     encode_look,
     encode_map,
     error_payload,
+    find_nouns,
     lit_word,
     place,
     view_payload,
@@ -263,8 +264,27 @@ def test_drawn_sentences_come_the_likeliest_first_and_bars_compare_with_it(capti
 
 
 @pytest.mark.parametrize(
+    ("sentence", "nouns"),
+    [
+        ("a cup of coffee on a table", ["cup", "coffee", "table"]),
+        ("a cup of coffee sitting near tea", ["cup", "coffee", "tea"]),
+        ("a large building in the snow", ["snow"]),
+        ("a dog on top of the snow", ["dog", "snow"]),
+        ("a man who runs is covered in red paint", ["man", "paint"]),
+        ("the sun sets", []),  # rather none than a verb
+        ("surfing the waves", ["waves"]),
+        ("", []),
+    ],
+)
+def test_nouns_are_found_by_what_stands_around_them(sentence, nouns):
+    words = sentence.split()
+    assert [words[index] for index in find_nouns(words)] == nouns
+
+
+@pytest.mark.parametrize(
     ("words", "sharp", "expected"),
     [
+        ("a cup of coffee on a table", 3, 3),
         ("a dog runs on the sand", 1, 1),
         ("a dog and a cat on the sand", 6, 1),  # "the": no function word stays lit
         ("a dog and a cat on the sand", 4, 4),  # of two nouns, the one with the sharper map
