@@ -54,7 +54,7 @@ def build(models: Models) -> None:
             again = gr.Button("Caption again", size="sm", elem_id="batch-again")
 
     shown = [table, lines, cells]
-    running = [
+    running: list[Any] = [
         event(
             partial(on_files, models, table.GRADIO_CACHE, anew),
             [files, settings.model, *settings.search],
