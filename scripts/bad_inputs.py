@@ -307,7 +307,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     # A progressive decoder takes memory for the whole picture before it sees any of it.
     jpeg = encode(photo(), "JPEG", progressive=True)
     yield "bad-bomb-60000x60000.jpg", with_jpeg_size(jpeg, 60_000, 60_000)
-    yield "any-bomb-progressive.jpg", with_jpeg_size(jpeg, LARGE, LARGE)
+    yield "bad-bomb-progressive.jpg", with_jpeg_size(jpeg, LARGE, LARGE)
     four = encode(photo().convert("CMYK"), "JPEG", progressive=True)
     yield "bad-bomb-progressive-cmyk.jpg", with_jpeg_size(four, LARGE, LARGE)
     # Each of these scans makes the decoder go through the whole picture once more.

@@ -305,9 +305,12 @@ def _pixels_to_decode(image: Image.Image, max_pixels: int, shrink_to: int | None
     """Return how many pixels, of 4 bytes each, a decoder will hold in memory."""
     width, height = image.size
     progressive = "progressive" in image.info  # such a decoder collects the whole image
+    largest = max(max_pixels, MAX_PIXELS)
     if image.format in _MEMORY_HEAVY or (progressive and image.mode == "CMYK"):
-        _check_size(width, height, min(max_pixels, max(max_pixels, MAX_PIXELS) // 3))
+        _check_size(width, height, min(max_pixels, largest // 3))
         return 4 * width * height
+    if progressive:  # 3 bytes a pixel, or 6 with colours in full resolution
+        _check_size(width, height, min(max_pixels, largest // 2))
     if image.format not in ("JPEG", "MPO") or progressive:
         return width * height
     ratio = max(1, min(width, height) // shrink_to) if shrink_to else 1
