@@ -243,7 +243,7 @@ def test_a_card_tells_what_the_record_says(models):
         "training_photos": 7667,
         "validation_photos": 1000,
         "recipe": {
-            "data": {"train": [{"captions": "birds.json"}, {"captions": "boats.json"}]},
+            "data": {"train": [{"captions": "birds/train.json"}, {"captions": "boats.json"}]},
             "validation": {"beam": 4},
         },
         "validation": {"cider": 0.5966, "bleu4": 0.2375},
@@ -252,7 +252,7 @@ def test_a_card_tells_what_the_record_says(models):
     card = about_tab.card("mine", with_record(models["tiny"], record))
     for told in (
         "7,667 photos",
-        "birds.json and boats.json",
+        "from birds and boats.json",
         "2026-11-22",
         "beam 4",
         "1,000 photos",
