@@ -74,12 +74,13 @@ def theme() -> gr.themes.Base:
     )
 
 
-def image_input(examples: Sequence[str] = (), *, elem_id: str) -> gr.Image:
+def image_input(examples: Sequence[str] = (), *, elem_id: str, hint: bool = False) -> gr.Image:
     """Return a `gr.Image` whose value in Python is the path of the uploaded file, unopened.
 
     Args:
         examples: Paths of example images to offer below it.
         elem_id: Its id on the page.
+        hint: Say which of the examples the shipped model does badly.
     """
     image: Any = gr.Image(
         type="filepath",
@@ -91,13 +92,14 @@ def image_input(examples: Sequence[str] = (), *, elem_id: str) -> gr.Image:
         buttons=[],
         height=190,
         elem_id=elem_id,
+        elem_classes="image-input",
     )
     # On the instance: beside the module of a subclass, Gradio writes a .pyi file at import.
     image.preprocess = lambda payload: None if payload is None else uploaded(payload.path)
     if examples:
         with gr.Column(elem_classes="examples"):
             gr.Examples([[path] for path in examples], image, label="Examples")
-            if any(Path(path).stem in _UNSEEN for path in examples):
+            if hint and any(Path(path).stem in _UNSEEN for path in examples):
                 gr.HTML(_UNSEEN_HINT, elem_classes="hint")
     return image
 

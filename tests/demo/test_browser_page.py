@@ -217,6 +217,16 @@ def test_a_phone_shows_the_sentence_without_scrolling(visit, address):
     assert "Tap to choose" in shown
 
 
+@pytest.mark.parametrize(("viewport", "sides"), [(DESKTOP, "ab"), (PHONE, "a")])
+def test_compare_shows_sentences_without_scrolling(visit, address, viewport, sides):
+    page = visit(f"{address}#compare", viewport=viewport)
+    for side in "ab":
+        page.wait_for_selector(f"#viewer-{side} .viewer[data-state=ready]")
+    for side in sides:
+        words = page.locator(f"#viewer-{side} .words").bounding_box()
+        assert words["y"] + words["height"] < viewport["height"]
+
+
 def test_fields_show_the_focus(visit, address):
     page = visit(address, viewport=DESKTOP)
     page.get_by_role("button", name="Settings").click()

@@ -23,7 +23,7 @@ function render() {
     const card = make("figure", "kind");
     const caption = make("figcaption", "");
     const measured =
-      "all: " + kind.correctness.toFixed(1) + " \u00d7 chance, " +
+      "overall: " + kind.correctness.toFixed(1) + " \u00d7 chance, " +
       minus((kind.pointing > 0 ? "+" : "") + kind.pointing.toFixed(0)) + " points";
     caption.append(
       make("h3", "title", kind.title), make("p", "formula", kind.formula),

@@ -7,7 +7,7 @@
   // Pass what is pasted or dropped anywhere to the input of the open tab.
   const give = (event, transfer) => {
     const files = [...(transfer?.files ?? [])];
-    const input = all(":is(#photo, #compare-photo, #mechanisms-photo, #files) input[type=file]").find(shown);
+    const input = all(":is(.image-input, #files) input[type=file]").find(shown);
     if (!files.length || !input) return;
     event.preventDefault();
     const list = new DataTransfer();

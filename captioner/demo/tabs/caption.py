@@ -39,7 +39,7 @@ def build(models: Models, examples: Sequence[str], start: Callable[[], View] | N
     """
     with gr.Row(elem_classes="caption-tab"):  # laid out by assets/page.css
         with gr.Column(elem_classes="input"):
-            image = image_input(examples, elem_id="photo")
+            image = image_input(examples, elem_id="photo", hint=True)
         with gr.Column(elem_classes="result"):
             viewer = attention_viewer(notice_payload() if start else None, elem_id="viewer")
             own = sentence_input(
@@ -63,6 +63,7 @@ def sentence_input(label: str, elem_id: str) -> gr.Textbox:
         max_lines=1,
         max_length=MAX_TEXT,
         elem_id=elem_id,
+        elem_classes="sentence-input",
     )
 
 

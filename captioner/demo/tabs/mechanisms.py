@@ -39,7 +39,7 @@ def build(
         mechanisms: Returns the decoders that read it; first called when they are needed.
         examples: Paths of example images; may be empty.
     """
-    with gr.Row(elem_classes="mechanisms-tab"):  # laid out by assets/page.css
+    with gr.Row(elem_classes="caption-tab"):  # laid out by assets/page.css
         with gr.Column(elem_classes="input"):
             image = image_input(examples, elem_id="mechanisms-photo")
         with gr.Column(elem_classes="result"):
