@@ -57,4 +57,4 @@ def bias_shift(said: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 @torch.no_grad()
 def move_bias(classifier: nn.Linear, shift: np.ndarray, share: float) -> None:
     """Add a share of a shift (V,) to the bias of the layer that scores the vocabulary."""
-    classifier.bias += share * torch.from_numpy(shift).to(classifier.bias)
+    classifier.bias.add_(torch.from_numpy(shift).to(classifier.bias), alpha=share)
