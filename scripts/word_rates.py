@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.3, help="of the shift, in each round")
     parser.add_argument("--beam", type=int, default=5, help="of the validation captions")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(arguments.config, arguments.overrides)
     model, header = load_checkpoint(arguments.model)
