@@ -22,6 +22,9 @@ train flickr8k
 train flickr8k_finetune
 train flickr8k_scst
 python scripts/ship.py runs/flickr8k_scst/best.safetensors runs/flickr8k_scst/last.safetensors \
-  captioner/weights/default.safetensors
+  runs/flickr8k_scst/mean.safetensors
+python scripts/word_rates.py runs/flickr8k_scst/mean.safetensors \
+  captioner/weights/default.safetensors --config configs/flickr8k_scst.yaml data.root="$root"
+captioner export captioner/weights/default.safetensors
 captioner evaluate --captions "$root/flickr8k/captions_val.json" --beam 5
 captioner evaluate --captions "$root/flickr8k/captions_val.json" --beam 3
