@@ -8,6 +8,7 @@ from helpers.browser import (
     photograph,
     put_out,
     shown_words,
+    stop_the_clock,
     upload,
     wait_for_word,
 )
@@ -296,7 +297,7 @@ def test_play_walks_through_the_words(page):
     put_out(page)
     page.evaluate(RECORD)
     page.get_by_role("button", name="Play").click()
-    page.wait_for_selector("#viewer .viewer[data-playing=true]")
+    page.wait_for_function("window.played.includes('2')")
     page.wait_for_selector("#viewer .viewer[data-playing=false]")
     wait_for_word(page, None)
     *played, last = page.evaluate("window.played")
@@ -305,6 +306,7 @@ def test_play_walks_through_the_words(page):
 
 
 def test_playing_can_be_stopped(page):
+    stop_the_clock(page)
     page.get_by_role("button", name="Play").click()
     page.get_by_role("button", name="Stop").click()
     page.wait_for_selector("#viewer .viewer[data-playing=false]")
@@ -322,6 +324,7 @@ def test_what_is_said_aloud_is_cleared(page):
 
 def test_a_sentence_is_copied(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    stop_the_clock(page)
     page.locator("#viewer .copy").click()
     page.wait_for_selector("#viewer .copy >> text=Copied")
     assert page.evaluate("navigator.clipboard.readText()") == " ".join(WORDS)

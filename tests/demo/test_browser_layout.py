@@ -168,9 +168,10 @@ def test_the_tab_key_walks_through_the_page_in_reading_order(visit, address):
     assert known.count(1) == known.count(4) == 1  # words and sentences are one stop each
 
 
-def test_calm_visitors_see_no_cross_fade(visit, address):
+def test_calm_visitors_see_no_cross_fade(visit, address, settle):
     page = visit(address, reduced_motion="reduce")
     page.wait_for_selector("#viewer .viewer[data-state=ready]")
+    settle(page)
     page.evaluate(
         """() => {
             const context = document.querySelector("#viewer canvas.overlay").getContext("2d");

@@ -31,10 +31,7 @@ def address(model, serve_demo, decoders, examples):
 
 
 def wait_for_example(page, name, before=None):
-    """Wait until an example has its caption; `before` is the address of the picture before it.
-
-    To leave a page that still waits for an answer makes Gradio complain.
-    """
+    """Wait until an example has its caption; `before` is the address of the picture before it."""
     page.wait_for_function(
         """([name, before]) => {
             const root = document.querySelector("#viewer .viewer");
@@ -62,7 +59,7 @@ def selected(page):
 # -------------------------------------------------------------------------------------- addresses
 
 
-def test_tab_and_example_are_in_the_address(visit, address):
+def test_tab_and_example_are_in_the_address(visit, address, settle):
     from playwright.sync_api import expect
 
     page = visit(address)
@@ -79,6 +76,7 @@ def test_tab_and_example_are_in_the_address(visit, address):
     wait_for_example(page, "coffee", before=cat)
     page.go_forward()
     wait_for_example(page, "cat", before=coffee)
+    settle(page)  # to leave a page that waits for an answer makes Gradio complain
     page.reload()
     wait_for_example(page, "cat")
 
@@ -178,9 +176,12 @@ def test_axe_finds_nothing_serious(visit, address, examples, tab, scheme):
 @pytest.mark.parametrize("width", [390, 640, 720, 768, 1280])
 def test_example_tiles_are_filled(visit, address, width):
     """640 pixels are also a screen of 1280 at a zoom of 200 %."""
+    from playwright.sync_api import expect
+
     page = visit(address, viewport={"width": width, "height": 844})
-    boxes = [tile.bounding_box() for tile in page.locator("#tabs .gallery-item img:visible").all()]
-    assert len(boxes) == 4
+    tiles = page.locator("#tabs .gallery-item img:visible")
+    expect(tiles).to_have_count(4)
+    boxes = [tile.bounding_box() for tile in tiles.all()]
     for box in boxes:
         assert box["width"] == pytest.approx(box["height"], abs=2)
         assert box["width"] > 40

@@ -84,7 +84,13 @@ def _contexts(browser):
 
 
 @pytest.fixture
-def visit(browser, _contexts):
+def _awaited():
+    """Requests for answers of the models that are not there yet, by page."""
+    return {}
+
+
+@pytest.fixture
+def visit(browser, _contexts, _awaited):
     """Open an address in a watched page: ``visit(address, viewport=PHONE, ...) -> page``."""
     pages, complaints = [], []
 
@@ -97,7 +103,7 @@ def visit(browser, _contexts):
             _contexts[key].set_default_timeout(PATIENCE)
         page = _contexts[key].new_page()
         pages.append(page)
-        _watch(page, complaints)
+        _watch(page, complaints, _awaited.setdefault(page, set()))
         page.goto(address)
         # Where there is an example, it is shown once the model is loaded.
         ready = "#viewer .viewer[data-state]:not([data-state=loading])"
@@ -107,13 +113,43 @@ def visit(browser, _contexts):
     yield open_page
     for page in pages:
         page.evaluate("0")  # so that all that happened has been told
+    told = list(complaints)  # a page that is closed while it waits complains
+    for page in pages:
         page.close()
-    assert not complaints
+    assert not told
 
 
-def _watch(page, complaints):
+@pytest.fixture
+def settle(_awaited):
+    """Wait until a page changes no more and waits for nothing: ``settle(page)``."""
+
+    def wait(page):
+        while True:
+            page.evaluate(_UNTIL_QUIET)
+            if not _awaited[page]:
+                return
+
+    return wait
+
+
+_UNTIL_QUIET = """() => new Promise(resolve => {
+    let timer;
+    const wait = () => {
+        clearTimeout(timer);
+        timer = setTimeout(() => (observer.disconnect(), resolve()), 300);
+    };
+    const observer = new MutationObserver(wait);
+    const all = {childList: true, attributes: true, characterData: true, subtree: true};
+    observer.observe(document.body, all);
+    wait();
+})"""
+
+
+def _watch(page, complaints, awaited):
     def on_request(request):
         address = urlsplit(request.url)
+        if "/queue/" in address.path:
+            awaited.add(request)
         if address.scheme not in ("data", "blob") and address.hostname != "127.0.0.1":
             complaints.append(f"request to {request.url}")
 
@@ -126,6 +162,8 @@ def _watch(page, complaints):
             complaints.append(f"console: {message.text}")
 
     page.on("request", on_request)
+    page.on("requestfinished", lambda request: awaited.discard(request))
+    page.on("requestfailed", lambda request: awaited.discard(request))
     page.on("websocket", lambda socket: complaints.append(f"websocket to {socket.url}"))
     page.on("console", on_console)
     page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
@@ -145,6 +183,11 @@ def upload(page, photo):
         }""",
         arg=before,
     )
+
+
+def stop_the_clock(page):
+    """Let nothing end by itself: no word that plays, no message that is cleared."""
+    page.evaluate("window.setTimeout = () => 1")
 
 
 def put_out(page):
