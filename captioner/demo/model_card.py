@@ -29,7 +29,7 @@ COMMON_FAILURES = (
     "It always says something, even about an empty wall, and names things that are not there.",
     "It knows only the words of its vocabulary: no names, no writing in the photo.",
 )
-# Photos of Flickr8k's validation split, with beam 3: what they show, and what it said.
+SHOWN = "What photos of Flickr8k's validation split show, and what it wrote with a beam of 3:"
 MISTAKES = (
     (
         "Empty seats of a ski lift in front of white mountains",
@@ -126,7 +126,7 @@ def model_card(
         Section(title="What it learnt from", text=_data(header.record)),
         *(_own_figures() if shipped else [_figures(header.record)]),
         Section(title="Where it fails", points=(*(FAILURES if shipped else ()), *COMMON_FAILURES)),
-        *([Section(title="Six of its mistakes", rows=MISTAKES)] if shipped else []),
+        *([Section(title="Six of its mistakes", text=SHOWN, rows=MISTAKES)] if shipped else []),
         Section(
             title="Licence",
             text=LICENCE if shipped else "The model file names none: ask whoever trained it.",
