@@ -89,6 +89,8 @@ def test_the_file_name_of_a_download_is_harmless(visit, address):
     ids=["text", "empty", "svg", "bomb"],
 )
 def test_what_is_no_photo_gets_a_friendly_message(visit, address, photo, content, said):
+    from playwright.sync_api import expect
+
     page = visit(address)
     page.set_input_files(
         "#photo input[type=file]", {"name": NAME, "mimeType": "image/png", "buffer": content}
@@ -99,3 +101,4 @@ def test_what_is_no_photo_gets_a_friendly_message(visit, address, photo, content
     assert said in message
     assert "/" not in message
     assert shown_words(page)  # the photo before stays
+    expect(page.locator("#photo img")).to_be_hidden()  # no icon of a broken one

@@ -12,8 +12,10 @@ function make(tag, name, text = "") {
   return node;
 }
 
-// Return what is to be shown, or null; say how far that is, and why there is nothing else.
-function receive(isReady, invitation) {
+// Return what is to be shown, or null; then say why, or what to give and `then` what happens.
+function receive(isReady, wanted, then) {
+  const touch = matchMedia("(hover: none)").matches;
+  const invitation = (touch ? `Choose ${wanted}` : `Drop or paste ${wanted} anywhere`) + then;
   const value = props.value && typeof props.value === "object" ? props.value : null;
   const ready = value && isReady(value);
   root.dataset.state = value?.error ? "error" : ready ? "ready" : value?.notice ? "loading" : "empty";

@@ -9,7 +9,7 @@ let pinned = null;
 const minus = (text) => text.replace("-", "\u2212");
 
 function render() {
-  view = receive((it) => it.kinds, "Give a photo, and see how five kinds of attention read the same sentence about it.");
+  view = receive((it) => it.kinds, "a photo", ", and see how five kinds of attention read the same sentence about it.");
   if (!view) return;
   hovered = null;
   pinned = view.kinds[0].lit;

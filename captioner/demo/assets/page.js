@@ -164,6 +164,14 @@
   name();
   if (location.hash) follow();
 
+  // An image that the browser cannot show is no icon of something broken.
+  for (const event of ["load", "error"]) {
+    const show = ({ target }) => {
+      if (target.matches?.(".image-input img")) target.style.visibility = event === "error" ? "hidden" : "";
+    };
+    document.addEventListener(event, show, true);
+  }
+
   // Gradio tells of a slider's new value when the pointer is released only.
   document.addEventListener("keyup", (event) => {
     const keys = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"];

@@ -22,7 +22,7 @@ function makeRow(row) {
 }
 
 function render() {
-  const value = receive((it) => it.rows, "Drop or paste photos or a zip anywhere, and each gets its sentence.");
+  const value = receive((it) => it.rows, "photos or a zip", ", and each gets its sentence.");
   root.dataset.done = String(Boolean(value?.done));
   const rows = value?.rows ?? [];
   if (rows.length < body.children.length || (value?.done && rows.length === body.children.length)) {

@@ -34,7 +34,7 @@ function say(text) {
 function render() {
   stop();
   const before = view && { id: view.id, shown: sentence().text + view.photo };
-  view = receive((it) => it.sentences, "Drop or paste a photo anywhere, and read what it shows.");
+  view = receive((it) => it.sentences, "a photo", ", and read what it shows.");
   find("problem").textContent = view?.problem ?? "";
   find("problem").hidden = !view?.problem;
   if (!view) return cancelAnimationFrame(frame); // no photo is left for a fade to end on
