@@ -71,7 +71,7 @@ train() {  # train NAME SECONDS TARGET KEY=VALUE... [--beside KEY=VALUE]
     "$@" "${steps[@]}" --name captured
 }
 
-part "tests marked gpu" 100 "all pass" bash -c "report \$python -m pytest -q $tests tests/training tests/backends"
+part "tests marked gpu" 100 "all pass" bash -c "report \$python -m pytest $tests tests/training tests/backends"
 
 if [ "$device" = cuda ]; then
   part "decoder step" 30 "5 x; 8 x with 5 captions" \

@@ -308,6 +308,8 @@ def measure(run: Run, batches: Iterator[CaptionBatch], rounds: int, steps: int) 
     for name, values in seconds.items():
         print(f"{name:>9}{spread(values)} ms")
     print(f"captions{spread(rates)} a second")
+    step, rate = statistics.median(seconds["step"]), statistics.median(rates)
+    print(f"RESULT {step:.1f} ms a step, {rate:,.0f} captions/s")
     print(f"products{spread(speeds)} GFLOP/s")
     print(f"   share{spread(shares)} % of a step's time are its matrix products alone")
     print(f"        {spread(processor_shares)} % of its processor time")
