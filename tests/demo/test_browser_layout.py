@@ -7,6 +7,7 @@ from helpers.tiny_files import make_photos
 pytest.importorskip("gradio", reason="the extra demo is not installed")
 
 from captioner.api import Captioner
+from captioner.demo.models import SHIPPED
 
 pytestmark = pytest.mark.browser
 
@@ -110,6 +111,14 @@ def test_the_other_tabs_fit_as_well(visit, address, photo, screen):
             page.set_input_files("#files input[type=file]", str(photo))
             page.wait_for_selector("#table .many[data-done=true]")
         assert too_wide(page) == [], name
+
+
+def test_long_rows_of_about_have_room_on_a_phone(visit, model, serve_demo):
+    captioner = Captioner.from_pretrained(model, device="cpu")
+    page = visit(serve_demo({SHIPPED: captioner}) + "#about", **SCREENS["phone"])
+    values = page.locator("#about section dd")
+    values.first.wait_for()
+    assert min(value.bounding_box()["width"] for value in values.all()) > 150
 
 
 @pytest.mark.parametrize(("touch", "said"), [(False, "Move over a word"), (True, "Tap a word")])
