@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 
 from captioner.demo import check_start, endpoints, mechanisms, security
 from captioner.demo.components import ASSETS, read_asset, theme
-from captioner.demo.mechanisms import load_mechanisms
+from captioner.demo.mechanisms import load_or_log
 from captioner.demo.models import Models
 from captioner.demo.session import View, caption_image
 from captioner.demo.settings import BEAM, decoding_options
@@ -52,7 +52,7 @@ def build(models: Models, examples: Sequence[str] = ()) -> gr.Blocks:
     tabs = {
         "Caption": partial(caption_tab.build, models, examples, first),
         "Compare": partial(compare_tab.build, models, examples, start),
-        "Mechanisms": partial(mechanisms_tab.build, models, cache(load_mechanisms), examples),
+        "Mechanisms": partial(mechanisms_tab.build, models, cache(load_or_log), examples),
         "Batch": partial(batch_tab.build, models),
         "About": partial(about_tab.build, models),
     }

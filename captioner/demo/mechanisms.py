@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MECHANISMS = WEIGHTS / "mechanisms.safetensors"
 _HEADER = "captioner_mechanisms"
 _TRUNK = "encoder.backbone."
+
+logger = logging.getLogger(__name__)
 
 
 def available() -> bool:
@@ -135,6 +138,15 @@ def load_mechanisms(path: Path | None = None, model: Path | None = None) -> list
         captioner = Captioner.from_backend(backend)
         found.append(Mechanism(kind, captioner, document["figures"][kind]))
     return found
+
+
+def load_or_log() -> list[Mechanism]:
+    """Load the decoders of the package; if they cannot be used, log why and return none."""
+    try:
+        return load_mechanisms()
+    except CheckpointError as error:
+        logger.error("the tab Mechanisms shows nothing: %s", error)
+        return []
 
 
 def _fingerprint(backbone: nn.Module) -> str:

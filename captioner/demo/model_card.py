@@ -59,8 +59,8 @@ TEST = (
     ("CIDEr-D", "0.657"),
 )
 MEASURES = (
-    "BLEU, METEOR, ROUGE-L and CIDEr-D count the words and runs of words that a caption shares "
-    "with people's captions of the photo: the more, the better."
+    "BLEU, METEOR, ROUGE-L and CIDEr-D measure how much a caption has in common with people's "
+    "captions of the photo: the more, the better."
 )
 CHOSEN = (
     "On the 1,000 validation photos of Flickr8k; in brackets, 95 % intervals. With a beam of 3, "
@@ -87,6 +87,8 @@ _METRICS = {
     "bleu4": "BLEU-4",
     "bleu1": "BLEU-1",
     "rouge_l": "ROUGE-L",
+}
+_OTHERS = {
     "attention_entropy": "Entropy of the maps (1 is uniform)",
     "words": "Words a sentence",
 }
@@ -153,7 +155,7 @@ def _data(record: Mapping[str, Any]) -> str:
     """Name the training data, as far as the record tells."""
     files = _at(record, "recipe", "data", "train")
     paths = [str(_at(file, "captions")) for file in files] if isinstance(files, list) else []
-    names = [Path(path).parent.name or path for path in paths]  # a data set has a folder
+    names = dict.fromkeys(map(_data_set, paths))
     told = []
     if "training_photos" in record:
         told.append(f"{_number(record['training_photos'])} photos with their captions")
@@ -163,6 +165,14 @@ def _data(record: Mapping[str, Any]) -> str:
     if "date" in record:
         text += f"; trained {record['date']}"
     return text[:1].upper() + text[1:] + "."
+
+
+def _data_set(path: str) -> str:
+    """Return the name of a data set: that of the folder that holds all of it."""
+    whole = Path(path)
+    if whole.is_absolute() or path.startswith(".."):
+        return whole.parent.name
+    return whole.as_posix().split("/")[0]
 
 
 def _own_figures() -> list[Section]:
@@ -178,12 +188,12 @@ def _figures(record: Mapping[str, Any]) -> Section:
     title = "How good it is"
     found = record.get("validation")
     figures = found if isinstance(found, Mapping) else {}
-    rows = []
-    for key, label in _METRICS.items():
+    rows = {}
+    for key, label in (_METRICS | _OTHERS).items():
         value = figures.get(key)
         if isinstance(value, (int, float)):
             shown = f"{100 * value:.1f}" if key in _SHARES else f"{value:.3g}"
-            rows.append((label, shown))
+            rows[key] = (label, shown)
     if not rows:
         return Section(title=title, text="The model file tells no figures.")
     images = record.get("validation_photos")
@@ -191,7 +201,8 @@ def _figures(record: Mapping[str, Any]) -> Section:
     told = "Captions that it wrote freely" + (f" with beam {beam}" if beam else "")
     told += f" for {_number(images)} photos" if images else ""
     told += " that it was not trained on:"
-    return Section(title=title, text=f"{MEASURES} {told}", rows=tuple(rows))
+    measures = f"{MEASURES} " if rows.keys() & _METRICS.keys() else ""
+    return Section(title=title, text=measures + told, rows=tuple(rows.values()))
 
 
 def _number(value: Any) -> str:

@@ -25,8 +25,8 @@ from captioner.metrics.coco_categories import name_categories, word_class
 STRENGTH = 0.5  # of the overlay, unless the visitor chooses another
 _FINE = 8  # pixels per cell at which the outline's level is computed
 _LARGE = ((",000", 1e3), (" million", 1e6), (" billion", 1e9), (" trillion", 1e12))
-_BEFORE_NOUNS = (  # articles and prepositions
-    *("a", "an", "the", "this", "that", "these", "those", "some", "his", "her", "its", "their"),
+_BEFORE_NOUNS = (  # articles, demonstratives, possessives and prepositions
+    *("a", "an", "the", "this", "these", "those", "some", "his", "her", "its", "their"),
     *("of", "in", "on", "at", "near", "by", "with", "without", "from", "into", "onto", "over"),
     *("under", "behind", "beside", "between", "through", "across", "along", "around", "against"),
 )
@@ -122,6 +122,8 @@ def chance(log_prob: float) -> str:
         log_prob: Its natural logarithm.
     """
     probability = math.exp(min(log_prob, 0.0))
+    if probability > 0.99:
+        return "over 99 %"  # as words.js says of a word
     if probability >= 0.001:
         return f"{100 * probability:.{0 if probability >= 0.0995 else 1}f} %"
     for name, size in _LARGE:

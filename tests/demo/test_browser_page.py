@@ -202,6 +202,9 @@ def test_bars_can_be_seen_in_forced_colours(visit, address):
         )
         assert look[0] == "none", selector
         assert look[1] != "rgba(0, 0, 0, 0)" or look[2] != "none"
+    page.get_by_role("tab", name="Batch").click()
+    look = "node => getComputedStyle(node).forcedColorAdjust"
+    assert page.locator("#table .bar").evaluate(look) == "none"
 
 
 def test_a_phone_shows_the_sentence_without_scrolling(visit, address):

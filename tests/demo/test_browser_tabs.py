@@ -165,6 +165,8 @@ def test_two_sides_are_compared(tab, photos):
 
 
 def test_each_mechanism_shows_its_own_map_of_a_word(tab, photos, decoders):
+    from playwright.sync_api import expect
+
     page = tab("Mechanisms")
     page.set_input_files("#mechanisms-photo input[type=file]", str(photos[0]))
     page.wait_for_selector("#mechanisms .mechanisms[data-state=ready]")
@@ -188,6 +190,13 @@ def test_each_mechanism_shows_its_own_map_of_a_word(tab, photos, decoders):
         for drawn, cells in zip(opacity, maps, strict=True):
             expected = visualize.spread_weights(cells[index], (len(drawn[0]), len(drawn)))
             assert np.corrcoef(np.ravel(drawn), expected.ravel())[0, 1] > 0.8
+    words.nth(1).focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#mechanisms .live")).to_contain_text("Additive: ")
+    expect(page.locator("#mechanisms .live")).to_be_empty()  # a while later
+    broken = {"name": "a.png", "mimeType": "image/png", "buffer": b"nonsense"}
+    page.set_input_files("#mechanisms-photo input[type=file]", broken)
+    expect(page.locator("#mechanisms .problem")).to_contain_text("cannot be used")
     page.mouse.move(5, 5)
     lit = page.locator("#mechanisms .word[aria-pressed=true]").get_attribute("data-index")
     page.wait_for_selector(f"#mechanisms .mechanisms[data-word='{lit}']")

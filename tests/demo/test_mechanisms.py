@@ -75,7 +75,7 @@ def test_another_cnn_is_refused(folder, tmp_path):
 
 def test_all_read_the_same_sentence(folder, loaded):
     models = Models.of({"tiny": Captioner.from_pretrained(folder / "model.safetensors")})
-    payload, view = on_image(models, lambda: loaded, str(folder / "photos" / "00.png"))
+    payload, view = on_image(models, lambda: loaded, str(folder / "photos" / "00.png"), None)
     assert len(payload["kinds"]) == len(KINDS)
     for place, kind in enumerate(payload["kinds"]):
         assert [word["text"] for word in kind["words"]] == view.sentence.words
@@ -89,21 +89,33 @@ def test_all_read_the_same_sentence(folder, loaded):
         on_sentence(lambda: loaded, "...", view)
     with pytest.raises(gr.Error, match="photo first"):
         on_sentence(lambda: loaded, "a dog", None)
-    assert on_image(models, lambda: loaded, None) == (None, None)
+    assert on_image(models, lambda: loaded, None, view) == (None, None)
 
 
 def test_what_cannot_be_read_is_said(folder, loaded, tmp_path):
     models = Models.of({"tiny": Captioner.from_pretrained(folder / "model.safetensors")})
-    (tmp_path / "broken.jpg").write_bytes(b"nonsense")
-    payload, view = on_image(models, lambda: loaded, str(tmp_path / "broken.jpg"))
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"nonsense")
+    payload, view = on_image(models, lambda: loaded, str(broken), None)
     assert "cannot be used" in payload["error"]
     assert view is None
+    good, view = on_image(models, lambda: loaded, str(folder / "photos" / "00.png"), None)
+    payload, after = on_image(models, lambda: loaded, str(broken), view)
+    assert after is view  # the image before stays
+    assert payload["photo"] == good["photo"]
+    assert payload["kinds"] == good["kinds"]
+    assert "cannot be used" in payload["problem"]
 
-    def missing():
-        raise CheckpointError("made for another CNN")
 
-    payload, _ = on_image(models, missing, str(folder / "photos" / "00.png"))
-    assert "another CNN" in payload["error"]
+def test_decoders_of_another_cnn_are_told_without_a_path(folder, monkeypatch, caplog):
+    monkeypatch.setattr(mechanisms, "DEFAULT_WEIGHTS", folder / "model.safetensors")
+    monkeypatch.setattr(mechanisms, "MECHANISMS", folder / "model.safetensors")
+    models = Models.of({"tiny": Captioner.from_pretrained(folder / "model.safetensors")})
+    photo = str(folder / "photos" / "00.png")
+    payload, _ = on_image(models, mechanisms.load_or_log, photo, None)
+    assert "do not fit the model" in payload["error"]
+    assert str(folder) not in payload["error"]
+    assert str(folder) in caplog.text
 
 
 @pytest.mark.parametrize("there", [True, False])

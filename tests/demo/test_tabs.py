@@ -239,11 +239,12 @@ def with_record(captioner, record):
 
 
 def test_a_card_tells_what_the_record_says(models):
+    paths = ("birds/annotations/a.json", "birds/b.json", "boats.json", "/data/cats/all.json")
     record = {
         "training_photos": 7667,
         "validation_photos": 1000,
         "recipe": {
-            "data": {"train": [{"captions": "birds/train.json"}, {"captions": "boats.json"}]},
+            "data": {"train": [{"captions": path} for path in paths]},
             "validation": {"beam": 4},
         },
         "validation": {"cider": 0.5966, "bleu4": 0.2375},
@@ -252,7 +253,7 @@ def test_a_card_tells_what_the_record_says(models):
     card = about_tab.card("mine", with_record(models["tiny"], record))
     for told in (
         "7,667 photos",
-        "from birds and boats.json",
+        "from birds and boats.json and cats",
         "2026-11-22",
         "beam 4",
         "1,000 photos",
@@ -261,6 +262,14 @@ def test_a_card_tells_what_the_record_says(models):
     assert "<dt>CIDEr-D</dt><dd>0.597</dd>" in card
     assert "<dt>BLEU-4</dt><dd>23.8</dd>" in card
     assert model_card.LICENCE not in html.unescape(card)
+    assert model_card.MEASURES in html.unescape(card)
+
+
+def test_what_measures_mean_is_told_only_before_them(models):
+    record = {"validation": {"attention_entropy": 0.6, "words": 9}}
+    card = html.unescape(about_tab.card("mine", with_record(models["tiny"], record)))
+    assert "<dd>0.6</dd>" in card
+    assert model_card.MEASURES not in card
 
 
 @pytest.mark.parametrize("record", [{}, {"validation": 3, "recipe": []}, {"validation": {"a": 1}}])
@@ -286,6 +295,12 @@ def test_the_card_of_the_shipped_model_is_complete(models):
     for told in (model_card.LICENCE, *model_card.FAILURES, *model_card.COMMON_FAILURES):
         assert told in text
     assert "You cannot say" in text
+
+
+@pytest.mark.parametrize("name", [SHIPPED, "mine"])
+def test_what_a_table_says_is_told_if_there_is_one(models, name):
+    text = about_tab.about(Models.of({name: models["tiny"]}))
+    assert ("the table says" in text) == ("<table" in text) == (name == SHIPPED)
 
 
 def test_the_figures_about_attention_are_those_of_the_documentation():
@@ -321,17 +336,18 @@ def test_the_figures_of_the_shipped_model_are_those_of_readme():
 @pytest.mark.parametrize(
     ("reason", "told"),
     [
-        ("a HEIC photo needs one more package: pip install pillow-heif", "save it as JPEG"),
+        ("a HEIC photo needs one more package: pip install pillow-heif", "save this one as JPEG"),
         (
             "10,000 x 6,500 = 65,000,000 pixels is over the limit of 64,000,000 (a bomb?)",
             "it has 65 megapixels, over the limit of 64: make it smaller",
         ),
+        ("a JPEG of 999 scans: over the limit of 100 (a bomb?)", "over the limit of 100"),
         ("the file is empty (0 bytes)", "the file is empty (0 bytes)"),
     ],
 )
 def test_messages_are_for_visitors(reason, told):
     assert told in for_visitors(reason)
-    assert "pip" not in for_visitors(reason)
+    assert not re.search("pip|bomb", for_visitors(reason))
 
 
 def test_the_messages_are_those_of_the_library(tmp_path):

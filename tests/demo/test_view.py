@@ -224,7 +224,7 @@ def test_the_outline_is_at_the_same_level_at_any_size():
 @pytest.mark.parametrize(
     ("probability", "said"),
     [
-        *((1, "100 %"), (0.284, "28 %"), (0.0284, "2.8 %"), (0.001, "0.1 %")),
+        *((1, "over 99 %"), (0.99, "99 %"), (0.284, "28 %"), (0.0284, "2.8 %"), (0.001, "0.1 %")),
         *((0.0009, "1 in 1,000"), (1 / 43_210, "1 in 43,000"), (1 / 999_400, "1 in 999,000")),
         *(
             (1 / 999_600, "1 in 1 million"),
@@ -271,6 +271,7 @@ def test_drawn_sentences_come_the_likeliest_first_and_bars_compare_with_it(capti
         ("a large building in the snow", ["snow"]),
         ("a dog on top of the snow", ["dog", "snow"]),
         ("a man who runs is covered in red paint", ["man", "paint"]),
+        ("a dog that runs", ["dog"]),
         ("the sun sets", []),  # rather none than a verb
         ("surfing the waves", ["waves"]),
         ("", []),

@@ -6,6 +6,7 @@ another machine, or if a script fails.
 
 import io
 import shutil
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -124,15 +125,17 @@ def settle(_awaited):
     """Wait until a page changes no more and waits for nothing: ``settle(page)``."""
 
     def wait(page):
-        while True:
-            page.evaluate(_UNTIL_QUIET)
+        end = time.monotonic() + PATIENCE / 1000
+        while time.monotonic() < end:
+            page.evaluate(_UNTIL_QUIET, PATIENCE)
             if not _awaited[page]:
                 return
+        pytest.fail(f"still waiting for {[request.url for request in _awaited[page]]}")
 
     return wait
 
 
-_UNTIL_QUIET = """() => new Promise(resolve => {
+_UNTIL_QUIET = """patience => new Promise((resolve, reject) => {
     let timer;
     const wait = () => {
         clearTimeout(timer);
@@ -142,6 +145,10 @@ _UNTIL_QUIET = """() => new Promise(resolve => {
     const all = {childList: true, attributes: true, characterData: true, subtree: true};
     observer.observe(document.body, all);
     wait();
+    setTimeout(() => {
+        observer.disconnect();
+        reject(new Error("the page does not come to rest"));
+    }, patience);
 })"""
 
 

@@ -12,13 +12,15 @@ function make(tag, name, text = "") {
   return node;
 }
 
-// Return what is to be shown, or null; then say why, or what to give and `then` what happens.
+// Return what is to be shown, or null: then a message says why there is nothing, or invites to
+// give what is `wanted`; `then` tells what happens next.
 function receive(isReady, wanted, then) {
   const touch = matchMedia("(hover: none)").matches;
   const invitation = (touch ? `Choose ${wanted}` : `Drop or paste ${wanted} anywhere`) + then;
   const value = props.value && typeof props.value === "object" ? props.value : null;
   const ready = value && isReady(value);
-  root.dataset.state = value?.error ? "error" : ready ? "ready" : value?.notice ? "loading" : "empty";
+  const other = value?.notice ? "loading" : "empty";
+  root.dataset.state = value?.error ? "error" : ready ? "ready" : other;
   find("message").textContent = value?.error || value?.notice || invitation;
   return ready ? value : null;
 }

@@ -9,7 +9,9 @@ let pinned = null;
 const minus = (text) => text.replace("-", "\u2212");
 
 function render() {
-  view = receive((it) => it.kinds, "a photo", ", and see how five kinds of attention read the same sentence about it.");
+  const then = ", and see how five kinds of attention read the same sentence about it.";
+  view = receive((it) => it.kinds, "a photo", then);
+  showProblem(view);
   if (!view) return;
   hovered = null;
   pinned = view.kinds[0].lit;
@@ -24,7 +26,7 @@ function render() {
     const caption = make("figcaption", "");
     const measured =
       "overall: " + kind.correctness.toFixed(1) + " \u00d7 chance, " +
-      minus((kind.pointing > 0 ? "+" : "") + kind.pointing.toFixed(0)) + " points";
+      minus((kind.pointing > 0 ? "+" : "") + kind.pointing.toFixed(0)) + " percentage points";
     caption.append(
       make("h3", "title", kind.title), make("p", "formula", kind.formula),
       make("p", "word-says"), make("p", "measured", measured)
@@ -52,8 +54,9 @@ function show() {
     const card = find("kinds").children[place];
     const { width, height } = card.querySelector("canvas");
     paintSmall(card.firstChild, spread(bytes(word.map), kind.grid, width, height), word.half);
-    const unknown = word.known ? percent(word.probability) + " sure of " : "does not know ";
-    card.querySelector(".word-says").textContent = unknown + "\u201c" + word.text + "\u201d, looks " + where(word.place);
+    const says = word.known ? percent(word.probability) + " sure of " : "does not know ";
+    card.querySelector(".word-says").textContent =
+      says + "\u201c" + word.text + "\u201d, looks " + where(word.place);
     card.querySelector("img").alt = kind.title + ": " + word.text + ", looked at: " + word.place;
   });
 }
@@ -81,7 +84,7 @@ words.addEventListener("keydown", (event) => {
   pinned = Number(chip.dataset.index);
   show();
   chip.focus();
-  find("live").textContent = view.kinds.map((kind) => kind.title + ": " + kind.words[pinned].place).join("; ");
+  say(view.kinds.map((kind) => kind.title + ": " + kind.words[pinned].place).join("; "));
 });
 
 watch("value", render);

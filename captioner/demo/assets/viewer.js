@@ -2,7 +2,6 @@
 
 const FADE = 220; // milliseconds from one word's map to the next
 const BEAT = 850; // milliseconds that a word stays while playing; a function word, half of it
-const SPOKEN = 5000; // milliseconds after which the live region is cleared
 const DETAIL = 224; // pixels of the overlay's longer side; the browser smooths the rest
 
 const canvas = find("overlay");
@@ -18,16 +17,9 @@ let lit = null;
 let playing = null; // timer
 let now = { weights: null, level: 0, presence: 0 }; // what the canvas shows
 let frame = 0; // pending animation frame
-let spoken = 0; // timer
 let offered = ""; // the place whose other words stand there (others.js)
 
 const sentence = () => view.sentences[chosen];
-
-function say(text) {
-  find("live").textContent = text;
-  clearTimeout(spoken);
-  spoken = setTimeout(() => (find("live").textContent = ""), SPOKEN);
-}
 
 // ------------------------------------------------------------------------------- what is on show
 
@@ -35,8 +27,7 @@ function render() {
   stop();
   const before = view && { id: view.id, shown: sentence().text + view.photo };
   view = receive((it) => it.sentences, "a photo", ", and read what it shows.");
-  find("problem").textContent = view?.problem ?? "";
-  find("problem").hidden = !view?.problem;
+  showProblem(view);
   if (!view) return cancelAnimationFrame(frame); // no photo is left for a fade to end on
   root.dataset.style = view.style;
   if (view.id === before?.id) {

@@ -1,9 +1,26 @@
 // Words of a sentence, and small images with their maps. common.js and overlay.js precede.
 
+const SPOKEN = 5000; // milliseconds after which the live region is cleared
+
+let spoken = 0; // timer
+
 const look = { light: bytes(props.light), heat: bytes(props.heat) };
 
 const percent = (share) =>
   (share < 0.01 ? "under 1" : share > 0.99 ? "over 99" : String(Math.round(100 * share))) + " %";
+
+// Tell those who use a screen reader.
+function say(text) {
+  find("live").textContent = text;
+  clearTimeout(spoken);
+  spoken = setTimeout(() => (find("live").textContent = ""), SPOKEN);
+}
+
+// Tell why the view is not what was asked for.
+function showProblem(view) {
+  find("problem").textContent = view?.problem ?? "";
+  find("problem").hidden = !view?.problem;
+}
 
 const number = (event, name) => {
   const node = event.target.closest("." + name);

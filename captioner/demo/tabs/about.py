@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from captioner.demo.models import SHIPPED, Models
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
+
+_CLAIMS = re.compile(r"<!-- if measured -->.*?<!-- end -->\s*", re.DOTALL)
 
 
 def build(models: Models) -> None:
@@ -67,6 +70,8 @@ def _attention(measured: bool) -> str:
         columns = "".join(f'<th scope="col">{name}</th>' for name in ("attention", "by chance"))
         text += f'<p>Measured for the {SHIPPED}, on photos of COCO:</p><table class="measured">'
         text += f"<thead><tr><td></td>{columns}</tr></thead><tbody>{rows}</tbody></table>"
+    else:
+        text = _CLAIMS.sub("", text)
     return f'<article class="card">{text}</article>'
 
 

@@ -16,7 +16,7 @@ from captioner.demo.security import MAX_TEXT
 from captioner.demo.session import Sentence, View, caption_image, read_file
 from captioner.demo.settings import decoding_options
 from captioner.demo.tabs.caption import sentence_input
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, CheckpointError
 from captioner.tokenizer import tokenize
 
 # Title and score of each kind; docs/mechanisms.md explains them.
@@ -48,21 +48,31 @@ def build(
             own = sentence_input("Another sentence for all five to read", "mechanisms-own")
     state = gr.State(None, time_to_live=3600)  # a `View` or None
     showing = MODEL_QUEUE | {"show_progress_on": viewer}
-    image.change(partial(on_image, models, mechanisms), image, [viewer, state], **showing)
+    shown = [viewer, state]
+    image.change(partial(on_image, models, mechanisms), [image, state], shown, **showing)
     own.submit(partial(on_sentence, mechanisms), [own, state], viewer, **showing)
 
 
 def on_image(
-    models: Models, mechanisms: Callable[[], Sequence[Mechanism]], path: str | None
+    models: Models,
+    mechanisms: Callable[[], Sequence[Mechanism]],
+    path: str | None,
+    before: View | None,
 ) -> tuple[dict[str, Any] | None, View | None]:
-    """Let the first model write a sentence, and all decoders read it."""
+    """Let the first model write a sentence, and all decoders read it.
+
+    Where that fails, the image before stays, with the reason above it.
+    """
     if not path:
         return None, None
     try:
         view = caption_image(models[models.names[0]], path, decoding_options(captions=1))
         return mechanisms_payload(view, mechanisms(), view.sentence.text), view
     except CaptionerError as error:
-        return error_payload(str(error)), None
+        if before is None:
+            return error_payload(str(error)), None
+        text, problem = before.sentence.text, str(error)
+        return mechanisms_payload(before, mechanisms(), text, problem=problem), before
 
 
 def on_sentence(
@@ -78,9 +88,15 @@ def on_sentence(
 
 
 def mechanisms_payload(
-    view: View, mechanisms: Sequence[Mechanism], sentence: str
+    view: View, mechanisms: Sequence[Mechanism], sentence: str, *, problem: str = ""
 ) -> dict[str, Any]:
-    """Return what the page draws: the image, and how each decoder reads the sentence."""
+    """Return what the page draws: the image, and how each decoder reads the sentence.
+
+    Raises:
+        CheckpointError: There are no decoders.
+    """
+    if not mechanisms:
+        raise CheckpointError("the decoders of this tab do not fit the model that is served here")
     data = read_file(view.source)
     kinds = []
     for mechanism in mechanisms:
@@ -96,4 +112,4 @@ def mechanisms_payload(
                 "pointing": mechanism.figures["pointing_gain"],
             }
         )
-    return {**view_payload(view), "kinds": kinds}
+    return {**view_payload(view, problem=problem), "kinds": kinds}
