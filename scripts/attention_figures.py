@@ -42,7 +42,7 @@ def main() -> None:
     first = next(iter(models))
     found = {
         name: evaluate(
-            Captioner.from_pretrained(path),
+            Captioner.from_pretrained(path, backend="torch"),  # deletion needs it
             examples,
             instances=instances,
             saliency=name == first,  # slow, and only the first model's are shown

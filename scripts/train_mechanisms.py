@@ -3,7 +3,7 @@
     python scripts/train_mechanisms.py FOLDER                        # all that is missing
     python scripts/train_mechanisms.py FOLDER --set optim.epochs=1   # other settings of the recipe
 
-FOLDER holds coco/ (see configs/flickr8k.yaml). Each decoder is a `captioner train` of
+FOLDER holds flickr8k/ and coco/ (see configs/flickr8k.yaml). Each decoder is a `captioner train` of
 configs/flickr8k_mechanisms.yaml on the features of the shipped model's CNN, which are computed
 once. Then their attention is measured against the outlines of COCO's objects, as in
 docs/attention.md; all five go into one file, without the CNN that they share with the shipped
@@ -46,7 +46,7 @@ KINDS = get_args(AttentionKind)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds coco/")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds flickr8k/ and coco/")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "flickr8k_mechanisms")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--target", type=Path, default=MECHANISMS, help="the file to write")
@@ -125,12 +125,13 @@ def measure(config: Config) -> dict[str, Any]:
         config, train, val, encoder, header.vocabulary, header.preprocess, torch.device("cpu")
     )
     instances, outlined = outlined_photos(Path(config.data.root) / "coco", None)
-    wanted = {example.image_id for example in outlined}
+    wanted = {Path(example.image).resolve() for example in outlined}  # ids are COCO's alone
     report = AttentionMeasure(CocoInstances(*instances))
     options = DecodingOptions(beam=config.validation.beam)
     for examples, cache in ((train, data.train.cache), (val, data.val_cache)):
         assert cache is not None
-        rows = [row for row, example in enumerate(examples) if example.image_id in wanted]
+        images = [Path(example.image).resolve() for example in examples]
+        rows = [row for row, image in enumerate(images) if image in wanted]
         for row in rows:
             stages = [stage.float() for stage in cache.read_batch([row])]
             memory = model.decoder.remember(model.encoder.forward_neck(stages))

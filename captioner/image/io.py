@@ -309,8 +309,9 @@ def _pixels_to_decode(image: Image.Image, max_pixels: int, shrink_to: int | None
     if image.format in _MEMORY_HEAVY or (progressive and image.mode == "CMYK"):
         _check_size(width, height, min(max_pixels, largest // 3))
         return 4 * width * height
-    if progressive:  # 3 bytes a pixel, or 6 with colours in full resolution
+    if progressive and image.mode != "L":  # 3 bytes a pixel before 4, or 6 in full colour
         _check_size(width, height, min(max_pixels, largest // 2))
+        return 2 * width * height
     if image.format not in ("JPEG", "MPO") or progressive:
         return width * height
     ratio = max(1, min(width, height) // shrink_to) if shrink_to else 1

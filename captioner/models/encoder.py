@@ -20,8 +20,8 @@ from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
 from captioner.models.backbones import Backbone, Normalization, build_backbone
 
-# Images that a CPU core takes through the trunk at a time: their activations fit into its cache.
-# All 32 of a batch take nearly twice as long, and several hundred megabytes.
+# Images that a CPU core takes through the trunk at a time: their activations fit into its cache. 32
+# at a time would take up to twice as long, and several hundred megabytes (`benchmarks/trunk.py`).
 _TOGETHER = 2
 
 
@@ -115,7 +115,9 @@ class Encoder(nn.Module):
         if not frozen and (self.training or torch.is_grad_enabled()):
             return self.backbone(images)
         parts = [images]
-        if images.device.type == "cpu" and not torch.onnx.is_in_onnx_export():
+        # Under autocast every part would convert the weights anew.
+        plain = not (torch.is_autocast_enabled("cpu") or torch.onnx.is_in_onnx_export())
+        if images.device.type == "cpu" and plain:
             parts = images.split(_TOGETHER * torch.get_num_threads())
         with torch.no_grad():
             outputs = [self.backbone(part) for part in parts]

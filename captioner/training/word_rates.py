@@ -6,7 +6,8 @@ is one number per word, the bias of the classifier, and can be measured: how man
 model contain the word, and how many references of the same images do. The bias is moved by a share
 of the logarithm of their quotient, and the model captions again, a few times over. That is logit
 adjustment (Menon et al. 2021), which Honda et al. (2023) brought to captioning; here the prior is
-counted on the model's own captions as they are searched. No other weight changes.
+counted on the model's own captions as they are searched. No other weight changes. Function words
+are left as they are: moved too, they cost grammar ("a boy in a shorts").
 
 Shapes: V vocabulary.
 """
@@ -21,8 +22,8 @@ from torch import nn
 
 from captioner.tokenizer import Vocabulary
 
-SMOOTHING = 3.0  # captions that every word is taken to have had: few say little
-LARGEST = 2.0  # logarithm of a quotient that counts at most
+SMOOTHING = 3.0  # added to every count, so that rare words move little
+LARGEST = 2.0  # bound of a word's shift
 
 
 def count_words(captions: Iterable[Sequence[Sequence[int]]], size: int) -> np.ndarray:
@@ -39,22 +40,27 @@ def count_words(captions: Iterable[Sequence[Sequence[int]]], size: int) -> np.nd
     return counts
 
 
-def bias_shift(said: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def bias_shift(said: np.ndarray, wanted: np.ndarray, kept: Sequence[int] = ()) -> np.ndarray:
     """Return by how much each word's bias is wrong: log(wanted / said), smoothed and bounded.
-
-    Words that nobody wants, and the special ones, are left as they are.
 
     Args:
         said: (V,) counts in the model's captions.
         wanted: (V,) counts in the references of the same images.
+        kept: Ids of words that are left as they are, besides the special ones and those that nobody
+            wants.
     """
     shift = np.log((wanted + SMOOTHING) / (said + SMOOTHING)).clip(-LARGEST, LARGEST)
     shift[wanted == 0] = 0.0
     shift[: len(Vocabulary.SPECIALS)] = 0.0
+    shift[list(kept)] = 0.0
     return shift
 
 
 @torch.no_grad()
 def move_bias(classifier: nn.Linear, shift: np.ndarray, share: float) -> None:
-    """Add a share of a shift (V,) to the bias of the layer that scores the vocabulary."""
-    classifier.bias.add_(torch.from_numpy(shift).to(classifier.bias), alpha=share)
+    """Add a share of a shift (V,) to the bias of the layer that scores the vocabulary.
+
+    The bias is rounded to fp16, as model files store it: what is measured is what is saved.
+    """
+    moved = classifier.bias + share * torch.from_numpy(shift).to(classifier.bias.dtype)
+    classifier.bias.copy_(moved.half())

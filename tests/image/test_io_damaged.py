@@ -1,5 +1,6 @@
 import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,15 @@ def test_absurd_shapes_open(size: tuple[int, int]) -> None:
     image = open_image(encode(Image.new("RGB", size, "teal"), "PNG"), shrink_to=64)
     assert image.size == size
     assert Preprocess(8, (0, 0, 0), (1, 1, 1)).to_uint8(image).shape == (8, 8, 3)
+
+
+def test_a_progressive_jpeg_may_have_half_as_many_pixels() -> None:
+    """Its decoder keeps coefficients of the whole picture beside the pixels."""
+    data = bytearray(encode(Image.new("RGB", (16, 16)), "JPEG", progressive=True))
+    size = data.index(b"\xff\xc2") + 5  # of the frame: height, then width
+    data[size : size + 4] = struct.pack(">HH", 10_000, 10_000)
+    with pytest.raises(ImageError, match=r"100,000,000 pixels is over the limit of 89,478,485"):
+        open_image(bytes(data))
 
 
 def test_a_picture_without_pixels() -> None:

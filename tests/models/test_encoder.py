@@ -249,6 +249,26 @@ def test_a_frozen_trunk_builds_no_graph():
     assert encoder(photos()).features.requires_grad
 
 
+@pytest.mark.parametrize("stages", [0, 2])
+def test_a_batch_in_parts_is_the_batch(stages):
+    """Five photos on one thread: two parts of two and one of one. With gradients there are none."""
+    encoder = make(trainable_stages=stages).eval()
+    sizes = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = encoder.backbone(photos(5))
+        encoder.backbone.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+        with torch.no_grad():
+            found = encoder.forward_features(photos(5))
+        encoder.forward_features(photos(5))
+    finally:
+        torch.set_num_threads(threads)
+    assert sizes == [2, 2, 1, *([5] if stages else [2, 2, 1])]
+    for one, other in zip(found, whole, strict=True):
+        torch.testing.assert_close(one, other.detach(), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv3_small_050"])
 def test_photos_do_not_see_each_other(name):
     encoder = make(name, trainable_stages=1).train()  # frozen statistics: no batch effects

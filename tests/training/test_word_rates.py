@@ -24,6 +24,7 @@ def test_a_classifier_gets_the_rates_that_are_wanted():
     """Moved by the whole shift, what it would draw is distributed like what is wanted."""
     captions = 1e9  # so many that smoothing does not matter
     wanted = np.array([0.1, 0.2, 0.3, 0.4])
+    torch.manual_seed(0)
     classifier = nn.Linear(2, SIZE)
     hidden = torch.tensor([0.3, -0.7])
 
@@ -35,17 +36,17 @@ def test_a_classifier_gets_the_rates_that_are_wanted():
 
     assert abs(rates() - wanted).max() > 0.05
     move_bias(classifier, bias_shift(counts(rates()), counts(wanted)), 1.0)
-    np.testing.assert_allclose(rates(), wanted, atol=1e-4)
+    np.testing.assert_allclose(rates(), wanted, atol=1e-3)  # the bias is rounded to fp16
 
 
 def test_rare_words_move_little_and_none_moves_far():
-    said = np.zeros(SIZE)
+    said = np.array([0.0] * FIRST + [7.0, 0.0, 0.0, 1e6])
     wanted = np.array([50.0] * FIRST + [0.0, 1.0, 1e6, 5.0])
-    said[FIRST] = 7.0  # nobody wants it
-    said[FIRST + 3] = 5.0
     shift = bias_shift(said, wanted)
-    assert not shift[: FIRST + 1].any()
+    assert not shift[: FIRST + 1].any()  # special words, and one that nobody wants
     assert shift[FIRST + 1] == pytest.approx(np.log(4 / 3))
     assert shift[FIRST + 2] == LARGEST
-    assert shift[FIRST + 3] == 0
-    assert (bias_shift(wanted, said) >= -LARGEST).all()
+    assert shift[FIRST + 3] == -LARGEST
+    kept = bias_shift(said, wanted, kept=[FIRST + 3])
+    assert kept[FIRST + 3] == 0
+    np.testing.assert_array_equal(kept[:-1], shift[:-1])
