@@ -151,7 +151,7 @@ def serve(
         "state_session_capacity": security.MAX_SESSIONS,
         "footer_links": [],
         "theme": theme(),
-        "css_paths": [ASSETS / "page.css"],
+        "css_paths": [ASSETS / "page.css", ASSETS / "tabs.css"],
         "js": read_asset("page.js"),
         "app_kwargs": {"middleware": [guard]},
         "prevent_thread_lock": True,

@@ -387,23 +387,3 @@ def test_an_own_sentence_is_asked(page):
     wait_for_word(page, 0)
     light = cell_means(1 - overlay_alpha(page))
     assert np.unravel_index(light.argmax(), GRID) == CELLS["lower"]
-
-
-@pytest.mark.parametrize("event", ["paste", "drop"])
-def test_a_photo_may_be_pasted_or_dropped_anywhere(visit, address, event):
-    page = visit(address)
-    page.evaluate(
-        """async event => {
-            const canvas = new OffscreenCanvas(90, 60);
-            canvas.getContext("2d").fillRect(0, 0, 90, 60);
-            const files = new DataTransfer();
-            files.items.add(new File([await canvas.convertToBlob()], "x.png", {type: "image/png"}));
-            const made = event === "paste"
-                ? new ClipboardEvent(event, {clipboardData: files, bubbles: true, cancelable: true})
-                : new DragEvent(event, {dataTransfer: files, bubbles: true, cancelable: true});
-            document.body.dispatchEvent(made);
-        }""",
-        event,
-    )
-    page.wait_for_selector("#viewer .viewer[data-state=ready]")
-    assert shown_words(page) == list(WORDS)

@@ -116,6 +116,17 @@ DROP = """async ([event, where]) => {
 
 
 @pytest.mark.parametrize("event", ["paste", "drop"])
+def test_a_photo_may_be_pasted_or_dropped_anywhere(visit, address, event):
+    page = visit(address)
+    example = picture(page)
+    page.evaluate(DROP, [event, "body"])
+    page.wait_for_function(
+        "before => document.querySelector('#viewer img.photo').src !== before", arg=example
+    )
+    assert shown_words(page)
+
+
+@pytest.mark.parametrize("event", ["paste", "drop"])
 def test_the_batch_tab_takes_files_anywhere(visit, address, event):
     page = visit(f"{address}#batch")
     page.locator("#table .message").wait_for()

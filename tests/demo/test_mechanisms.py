@@ -113,7 +113,7 @@ def test_decoders_of_another_cnn_are_told_without_a_path(folder, monkeypatch, ca
     models = Models.of({"tiny": Captioner.from_pretrained(folder / "model.safetensors")})
     photo = str(folder / "photos" / "00.png")
     payload, _ = on_image(models, mechanisms.load_or_log, photo, None)
-    assert "do not fit the model" in payload["error"]
+    assert "cannot be used on this server" in payload["error"]
     assert str(folder) not in payload["error"]
     assert str(folder) in caplog.text
 

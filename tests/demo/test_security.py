@@ -1,14 +1,11 @@
 """A running demo, spoken to by a program that means ill."""
 
-import asyncio
 import errno
 import io
 import json
-import os
 import secrets
 import socket
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -22,12 +19,11 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 import httpx
 from gradio import processing_utils, route_utils
 from gradio.utils import get_upload_folder
-from starlette.responses import PlainTextResponse
 
 from captioner.demo import security
 from captioner.demo.app import serve
 from captioner.demo.models import Models
-from captioner.demo.security import RequestGuard, disk_usage
+from captioner.demo.security import disk_usage
 
 MARK = {"_type": "gradio.FileData"}
 PART = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(999)
@@ -213,18 +209,6 @@ def test_the_disk_cannot_be_filled(demo, monkeypatch):
     assert "come back" in refused.text
 
 
-def test_what_broken_uploads_leave_goes(tmp_path, monkeypatch):
-    monkeypatch.setattr(security, "CACHE_SECONDS", (600, 3600))
-    kept = [tmp_path / "fresh", tmp_path / "upload" / "photo.png"]
-    kept[1].parent.mkdir()
-    for path in (*kept, tmp_path / "left"):
-        path.write_bytes(bytes(10_000))
-    for path in (kept[1], tmp_path / "left"):  # Gradio itself deletes whole uploads
-        os.utime(path, (0, 0))
-    assert disk_usage(str(tmp_path)) == 20_000
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
-
-
 @pytest.mark.parametrize("path", ["process_recording", "component_server", "vibe-edit"])
 def test_what_the_page_does_not_need_is_closed(demo, path):
     """Among these one that leaves files for good."""
@@ -372,53 +356,6 @@ def test_browsers_are_told_to_be_careful(demo, path):
     assert headers["x-frame-options"] == "SAMEORIGIN"
     assert "object-src 'none'" in headers["content-security-policy"]
     assert "frame-ancestors 'self'" in headers["content-security-policy"]
-
-
-def test_uploads_at_the_same_time_share_the_room(tmp_path, monkeypatch):
-    """Each alone would fit; bytes count as they arrive."""
-    monkeypatch.setattr(security, "MAX_DISK_BYTES", 10_000)
-    monkeypatch.setattr(security, "get_upload_folder", lambda: str(tmp_path))
-    statuses = {}
-
-    async def app(scope, receive, send):
-        with tempfile.NamedTemporaryFile(dir=tmp_path, buffering=0) as file:
-            more = True
-            while more:
-                message = await receive()
-                more = message["more_body"]
-                file.write(message["body"])
-            await PlainTextResponse("read")(scope, receive, send)
-
-    guard = RequestGuard(app)
-
-    async def upload(name, pieces, may_end):
-        left = list(pieces)
-
-        async def receive():
-            await asyncio.sleep(0.01)
-            if len(left) == 1:
-                await may_end.wait()
-            body = left.pop(0)
-            return {"type": "http.request", "body": body, "more_body": bool(left)}
-
-        async def send(message):
-            statuses.setdefault(name, message.get("status"))
-
-        headers = [(b"host", b"127.0.0.1"), (b"content-length", b"6000")]
-        scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload"}
-        await guard({**scope, "headers": headers}, receive, send)
-
-    async def both():
-        may_end = asyncio.Event()
-        first = asyncio.create_task(upload("first", [bytes(3000), bytes(3000), b""], may_end))
-        await asyncio.sleep(0.5)  # it has sent all and waits for its end
-        await upload("second", [bytes(3000), bytes(3000), b""], may_end)
-        may_end.set()
-        await first
-        await upload("third", [bytes(6000), b""], may_end)  # the first has gone by now
-
-    asyncio.run(both())
-    assert statuses == {"first": 200, "second": 507, "third": 200}
 
 
 def test_no_request_has_left_the_machine(demo):

@@ -27,7 +27,7 @@ def build(models: Models, examples: Sequence[str], start: Start | None) -> None:
         examples: Paths of example images; may be empty.
         start: What is shown before an image is given; None shows nothing.
     """
-    with gr.Row(elem_classes="compare-tab"):  # laid out by assets/page.css
+    with gr.Row(elem_classes="compare-tab"):  # laid out by assets/tabs.css
         with gr.Column(elem_classes="input"):
             image = image_input(examples, elem_id="compare-photo")
         with gr.Column(elem_classes="both"):

@@ -96,7 +96,7 @@ def mechanisms_payload(
         CheckpointError: There are no decoders.
     """
     if not mechanisms:
-        raise CheckpointError("the decoders of this tab do not fit the model that is served here")
+        raise CheckpointError("the decoders of this tab cannot be used on this server")
     data = read_file(view.source)
     kinds = []
     for mechanism in mechanisms:
