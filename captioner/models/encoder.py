@@ -21,7 +21,7 @@ from captioner.errors import ConfigError
 from captioner.models.backbones import Backbone, Normalization, build_backbone
 
 # Images that a CPU core takes through the trunk at a time: their activations fit into its cache. 32
-# at a time would take up to twice as long, and several hundred megabytes (`benchmarks/trunk.py`).
+# at a time take 1.8 times as long, and several hundred megabytes (`benchmarks/trunk.py`).
 _TOGETHER = 2
 
 

@@ -67,7 +67,7 @@ if child:
 """
 
 
-@pytest.mark.parametrize("backend", ["torch", "onnx"])
+@pytest.mark.parametrize("backend", [pytest.param("torch", marks=pytest.mark.slow), "onnx"])
 def test_children_caption(model, tmp_path, backend):
     path = model
     if backend == "onnx":

@@ -135,12 +135,14 @@ def run_shell(photos, model, redirections):
     )
 
 
+@pytest.mark.slow
 def test_a_closed_standard_output(photos, model):
     done = run_shell(photos, model, ">&-")
     assert done.returncode == 2
     assert done.stderr == ("captioner: error: cannot write standard output: Bad file descriptor\n")
 
 
+@pytest.mark.slow
 def test_closed_streams_do_not_mix_with_the_output(photos, model):
     """A file that is opened would take the number of a closed stream, and its messages."""
     done = run_shell(photos, model, "-o out.txt --errors bad.jsonl <&- >&- 2>&-")

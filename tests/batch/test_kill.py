@@ -127,11 +127,11 @@ SLOWLY = [
 @pytest.mark.parametrize(
     ("name", "source", "most"),
     [
-        ("out.jsonl", "photos", 6),
-        ("out.csv", "photos", 4),
-        ("out.json", "photos", 4),
+        ("out.jsonl", "photos", 4),
+        pytest.param("out.csv", "photos", 4, marks=pytest.mark.slow),
+        pytest.param("out.json", "photos", 4, marks=pytest.mark.slow),
         ("out.parquet", "photos", 4),
-        ("out.jsonl", "photos.tar", 4),
+        pytest.param("out.jsonl", "photos.tar", 4, marks=pytest.mark.slow),
         *SLOWLY,
     ],
 )

@@ -58,6 +58,7 @@ def test_a_page_open_to_all_is_warned_about(monkeypatch, capsys, extra, warned):
     assert ("--auth" in capsys.readouterr().err) == warned
 
 
+@pytest.mark.slow
 def test_no_place_for_files_is_one_line(tmp_path, model):
     script = "import sys; from captioner.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "demo", "-m", str(model)]

@@ -293,6 +293,7 @@ def write_instances(path):
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_command(run, tmp_path):
     write_instances(tmp_path / "instances.json")
     files = ["--report", "page", "--json", "figures.json", "--results-out", "results.json"]

@@ -224,6 +224,7 @@ def test_other_photos_of_the_batch_change_nothing(frequency):
     assert not torch.equal(again.parts["reward"], whole.parts["reward"])
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_bit(tmp_path):
     """Stopped by an error in the middle of an epoch, and gone on from the state before it."""
     results = []
