@@ -16,7 +16,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -51,6 +51,8 @@ PRECISIONS: tuple[ExportPrecision, ...] = ("fp32", "fp16", "int8")
 _OPSET = 17
 _STEP_ROWS = ("words", "hidden", "cell")
 """Inputs of the step that have an axis of K rows."""
+_SEARCHED = 32  # images whose searches set the ranges of an int8 step
+_SEARCHED_WORDS = 16
 _SMALL = 64  # numbers of a weight that is not worth storing in fp16
 _TOLERANCES = {"fp32": 1e-4, "fp16": 0.1, "int8": 5.0}
 """Largest difference of a log-probability from the PyTorch model's; int8's is for gross errors,
@@ -131,7 +133,7 @@ def export_model(
         header: Of the model.
         output: The export; written whole or not at all.
         precision: `fp32` is exact; `fp16` rounds the weights to half precision and computes in
-            fp32; `int8` quantises the encoder's convolutions.
+            fp32; `int8` quantises convolutions and layers, see `quantize.py`.
         calibration: For int8: images (S, S, 3) uint8 whose activations set the ranges.
         source: SHA-256 of the model file that the export is made of.
 
@@ -157,9 +159,11 @@ def export_model(
     )
     step = _trace(StepGraph(model, grid), (words, *rows, *encoded[:2]), STEP_INPUTS, STEP_OUTPUTS)
     if precision == "int8":
-        from captioner.backends.quantize import quantize_encoder
+        from captioner.backends.quantize import quantize_encoder, quantize_step
 
         assert calibration is not None
+        searched = calibration[:: max(1, len(calibration) // _SEARCHED)]
+        step = quantize_step(step, _search_inputs(model, header.preprocess, grid, searched))
         encoder = quantize_encoder(encoder, calibration)
     graphs = {}
     for name, graph in (("encoder", encoder), ("step", step)):
@@ -183,6 +187,22 @@ def export_model(
                 f"the export's log-probabilities differ by {difference:.1e} from the model's: "
                 "this network cannot be exported; please report it"
             )
+
+
+@torch.no_grad()
+def _search_inputs(
+    model: CaptionModel, preprocess: Preprocess, grid: tuple[int, int], images: Sequence[np.ndarray]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the inputs of each step of a greedy search over images (S, S, 3) uint8."""
+    values, keys, *state = EncoderGraph(model, preprocess)(torch.from_numpy(np.stack(images)))
+    step = StepGraph(model, grid)
+    state = [each[:, None] for each in state]  # K = 1 row
+    words = torch.full((len(images), 1), Vocabulary.START)
+    for _ in range(_SEARCHED_WORDS):
+        inputs = (words, *state, values, keys)
+        yield {name: x.numpy() for name, x in zip(STEP_INPUTS, inputs, strict=True)}
+        log_probs, _, *state = step(*inputs)
+        words = log_probs.argmax(-1)
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
-"""Quantise an exported encoder's convolutions to int8, with ranges measured on images.
+"""Quantise an export to int8, with ranges measured on images.
 
-Weights are quantised per channel, activations per tensor. What little error hurts most or gains
-least stays in fp32: the convolutions at output strides 2 and 4, squeeze-and-excitation, and all
-behind the trunk (neck, LayerNorm, keys, initial state). The decoder's step is not quantised.
+Weights are quantised per output, activations per tensor, with ranges that are fixed: so an image is
+computed alike in every batch. What little error hurts most or gains least stays in fp32: the first
+convolutions, squeeze-and-excitation, all behind the trunk (neck, LayerNorm, keys, initial state),
+and of the decoder's step the attention and the state. Weights have 7 bits, so that the products of
+two pairs do not overflow 16 bits on CPUs without VNNI.
 
 Shapes: S side of the encoder's square.
 """
@@ -12,20 +14,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from captioner.backends.rounding import round_weights
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 _MIN_CELLS = 4  # convolutions over fewer cells are squeeze-and-excitation's
+_AFTER_STRIDE_2 = 2  # convolutions behind output stride 2 that stay in fp32, too
+_MIN_OUTPUTS = 64  # of a matrix worth quantising
+_ROUNDING_IMAGES = 48
 
 
 def quantize_encoder(model: ModelProto, images: Sequence[np.ndarray]) -> ModelProto:
-    """Quantise an encoder.
+    """Quantise an encoder's convolutions.
 
     Args:
         model: The exported encoder in fp32.
@@ -34,40 +41,73 @@ def quantize_encoder(model: ModelProto, images: Sequence[np.ndarray]) -> ModelPr
     Returns:
         The quantised encoder.
     """
-    import onnx
-    from onnxruntime.quantization import (
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
+    fused = _fuse(model)
+    quantised = _quantise(
+        fused,
+        ({"pixels": image[None]} for image in images),
+        # Clip (ReLU6) merges into the ranges. Sums of branches stay in fp32, which costs no time.
+        op_types_to_quantize=["Conv", "Clip"],
+        nodes_to_exclude=_sensitive(fused),
+        extra_options={"CalibMovingAverage": True},
     )
+    round_weights(quantised, fused, images[:: max(1, len(images) // _ROUNDING_IMAGES)])
+    return quantised
+
+
+def quantize_step(model: ModelProto, feeds: Iterable[Mapping[str, np.ndarray]]) -> ModelProto:
+    """Quantise the matrix products of a decoder's step whose right side is a layer's weight.
+
+    Args:
+        model: The exported step in fp32.
+        feeds: Its inputs in some searches.
+
+    Returns:
+        The quantised step.
+    """
+    fused = _fuse(model)
+    shapes = {each.name: tuple(each.dims) for each in fused.graph.initializer}
+    layers = [
+        node.name
+        for node in fused.graph.node
+        if node.op_type == "MatMul"
+        and node.input[1] != "spread"  # of the maps
+        and len(shape := shapes.get(node.input[1], ())) == 2
+        and shape[1] >= _MIN_OUTPUTS
+    ]
+    if not layers:  # an empty list would mean all
+        return model
+    return _quantise(
+        fused,
+        map(dict, feeds),
+        op_types_to_quantize=["MatMul"],
+        nodes_to_quantize=layers,
+        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
+    )
+
+
+def _quantise(model: ModelProto, feeds: Iterator[dict[str, Any]], **settings: Any) -> ModelProto:
+    """Run ONNX Runtime's quantiser, with ranges from minimum and maximum over the feeds."""
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._batches: Iterator[np.ndarray] = (image[None] for image in images)
+        def get_next(self) -> dict[str, Any] | None:
+            return next(feeds, None)
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {"pixels": batch}
-
-    fused = _fuse(model)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, output = Path(folder, "fused.onnx"), Path(folder, "int8.onnx")
-        onnx.save(fused, source)
+        onnx.save(model, source)
         quantize_static(
             source,
             output,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            # Clip (ReLU6) merges into the ranges; sums of quantised branches stay quantised.
-            op_types_to_quantize=["Conv", "Clip", "Add"],
             per_channel=True,
-            reduce_range=True,  # products of two pairs must not overflow int16 on older CPUs
+            reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_sensitive(fused),
-            calibrate_method=CalibrationMethod.MinMax,
+            **settings,
         )
         return onnx.load(output)
 
@@ -102,15 +142,13 @@ def _sensitive(model: ModelProto) -> list[str]:
         for each in (*graph.value_info, *graph.output)
     }
     side = graph.input[0].type.tensor_type.shape.dim[1].dim_value  # S
-
-    def sensitive(output: str) -> bool:
-        _, _, height, width = shapes[output]
-        return height * width < _MIN_CELLS or height >= side // 4
-
+    convolutions = [n for n in graph.node if n.op_type == "Conv" and n.output[0] in shapes]
+    cells = [shapes[node.output[0]][2:] for node in convolutions]  # height and width of each
+    last = max((i for i, (height, _) in enumerate(cells) if height >= side // 2), default=-1)
     return [
         node.name
-        for node in graph.node
-        if node.op_type == "Conv" and node.output[0] in shapes and sensitive(node.output[0])
+        for i, (node, (height, width)) in enumerate(zip(convolutions, cells, strict=True))
+        if i <= last + _AFTER_STRIDE_2 or height * width < _MIN_CELLS
     ]
 
 
