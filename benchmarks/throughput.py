@@ -2,11 +2,13 @@
 
     python benchmarks/throughput.py                        # synthetic images, torch against onnx
     python benchmarks/throughput.py IMAGES --count 256 --rounds 5
+    python benchmarks/throughput.py --export int8.onnx.safetensors    # and a further export
 
 In one process the backends take turns: images per second from files to captions
 (`Captioner.stream`: reading, encoding, beam search) and of the encoder alone on pixels that are
 ready. The figures that count are the ratios of medians: onnx against torch in fp32 with the share
-of equal captions, and each backend's captions against its own encoder. Needs a quiet machine.
+of equal captions, and each backend's captions against its own encoder. Captions are compared on the
+images given; those of made-up ones are alike. Needs a quiet machine.
 `taskset -c 0` and `taskset -c 0,1` around it show how it scales with cores.
 """
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", type=Path, help="files or folders (default: made up)")
     parser.add_argument("--backends", nargs="+", default=["torch", "onnx"])
+    parser.add_argument("--export", nargs="+", default=[], type=Path, help="further exports")
     parser.add_argument("--count", type=int, default=128, help="images a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
@@ -45,6 +48,8 @@ def main() -> None:
         name: Captioner.from_pretrained(backend=name, precision="fp32")
         for name in arguments.backends
     }
+    for path in arguments.export:
+        captioners[path.name.split(".")[0]] = Captioner.from_pretrained(path, backend="onnx")
     with photo_files(arguments.images, arguments.count) as files:
         times: dict[tuple[str, str], list[float]] = {}
         texts: dict[str, list[str]] = {}

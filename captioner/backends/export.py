@@ -51,7 +51,7 @@ PRECISIONS: tuple[ExportPrecision, ...] = ("fp32", "fp16", "int8")
 _OPSET = 17
 _STEP_ROWS = ("words", "hidden", "cell")
 """Inputs of the step that have an axis of K rows."""
-_SEARCHED = 32  # images whose searches set the ranges of an int8 step
+_SEARCHED = 32  # images at most whose searches set the ranges of an int8 step
 _SEARCHED_WORDS = 16
 _SMALL = 64  # numbers of a weight that is not worth storing in fp16
 _TOLERANCES = {"fp32": 1e-4, "fp16": 0.1, "int8": 5.0}
@@ -159,10 +159,10 @@ def export_model(
     )
     step = _trace(StepGraph(model, grid), (words, *rows, *encoded[:2]), STEP_INPUTS, STEP_OUTPUTS)
     if precision == "int8":
-        from captioner.backends.quantize import quantize_encoder, quantize_step
+        from captioner.backends.quantize import quantize_encoder, quantize_step, spread_out
 
         assert calibration is not None
-        searched = calibration[:: max(1, len(calibration) // _SEARCHED)]
+        searched = spread_out(calibration, _SEARCHED)
         step = quantize_step(step, _search_inputs(model, header.preprocess, grid, searched))
         encoder = quantize_encoder(encoder, calibration)
     graphs = {}

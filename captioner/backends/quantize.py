@@ -3,8 +3,8 @@
 Weights are quantised per output, activations per tensor, with ranges that are fixed: so an image is
 computed alike in every batch. What little error hurts most or gains least stays in fp32: the first
 convolutions, squeeze-and-excitation, all behind the trunk (neck, LayerNorm, keys, initial state),
-and of the decoder's step the attention and the state. Weights have 7 bits, so that the products of
-two pairs do not overflow 16 bits on CPUs without VNNI.
+and in the decoder's step everything but the matrix products of its layers. Weights have 7 bits, so
+that sums of two products fit 16 bits, which CPUs without VNNI add them in.
 
 Shapes: S side of the encoder's square.
 """
@@ -45,12 +45,12 @@ def quantize_encoder(model: ModelProto, images: Sequence[np.ndarray]) -> ModelPr
     quantised = _quantise(
         fused,
         ({"pixels": image[None]} for image in images),
-        # Clip (ReLU6) merges into the ranges. Sums of branches stay in fp32, which costs no time.
+        # Clip (ReLU6) merges into the ranges. Branches are added in fp32, which costs no time.
         op_types_to_quantize=["Conv", "Clip"],
         nodes_to_exclude=_sensitive(fused),
-        extra_options={"CalibMovingAverage": True},
+        extra_options={"CalibMovingAverage": True},  # means of the images' extremes
     )
-    round_weights(quantised, fused, images[:: max(1, len(images) // _ROUNDING_IMAGES)])
+    round_weights(quantised, fused, spread_out(images, _ROUNDING_IMAGES))
     return quantised
 
 
@@ -76,17 +76,49 @@ def quantize_step(model: ModelProto, feeds: Iterable[Mapping[str, np.ndarray]]) 
     ]
     if not layers:  # an empty list would mean all
         return model
-    return _quantise(
+    quantised = _quantise(
         fused,
         map(dict, feeds),
         op_types_to_quantize=["MatMul"],
         nodes_to_quantize=layers,
         extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
     )
+    _bypass(quantised, layers)
+    return quantised
+
+
+def spread_out(images: Sequence[np.ndarray], count: int) -> Sequence[np.ndarray]:
+    """Return at most so many of the images, evenly chosen."""
+    return images[:: -(-len(images) // count)]
+
+
+def _bypass(model: ModelProto, layers: Sequence[str]) -> None:
+    """Let all but the layers read numbers as they were before they were rounded.
+
+    ONNX Runtime's quantiser gives the rounded ones to everything behind, the next state included.
+    """
+    graph = model.graph
+    maker = {name: node for node in graph.node for name in node.output}
+    results = {each.name for each in graph.output}
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in maker:
+            continue
+        before, after = maker[node.input[0]].input[0], node.output[0]
+        exact, rounded = before, after
+        if after in results:  # it takes the result's name
+            exact, rounded = after, f"{after}.rounded"
+            node.output[0] = rounded
+            maker[before].output[list(maker[before].output).index(before)] = exact
+        for reader in graph.node:
+            for i, name in enumerate(reader.input):
+                if name == after:
+                    reader.input[i] = rounded if reader.name in layers else exact
+                elif name == before:
+                    reader.input[i] = exact
 
 
 def _quantise(model: ModelProto, feeds: Iterator[dict[str, Any]], **settings: Any) -> ModelProto:
-    """Run ONNX Runtime's quantiser, with ranges from minimum and maximum over the feeds."""
+    """Run ONNX Runtime's quantiser, with ranges from the feeds' minimum and maximum."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationDataReader
@@ -143,12 +175,12 @@ def _sensitive(model: ModelProto) -> list[str]:
     }
     side = graph.input[0].type.tensor_type.shape.dim[1].dim_value  # S
     convolutions = [n for n in graph.node if n.op_type == "Conv" and n.output[0] in shapes]
-    cells = [shapes[node.output[0]][2:] for node in convolutions]  # height and width of each
-    last = max((i for i, (height, _) in enumerate(cells) if height >= side // 2), default=-1)
+    cells = [shapes[node.output[0]][2:] for node in convolutions]  # height and width, if both
+    last = max((i for i, size in enumerate(cells) if size[0] >= side // 2), default=-1)
     return [
         node.name
-        for i, (node, (height, width)) in enumerate(zip(convolutions, cells, strict=True))
-        if i <= last + _AFTER_STRIDE_2 or height * width < _MIN_CELLS
+        for i, (node, size) in enumerate(zip(convolutions, cells, strict=True))
+        if i <= last + _AFTER_STRIDE_2 or len(size) < 2 or size[0] * size[1] < _MIN_CELLS
     ]
 
 

@@ -1,9 +1,9 @@
 """Round the weights of quantised convolutions so that their outputs change least.
 
-To round each weight to its nearest step is not best for the sum that they enter. Here the weights
-of an output are rounded one after another, and those still to come make up for the error of each,
-as far as their inputs go together on calibration images (GPTQ, Frantar et al. 2023). What is left
-of the mean error goes into the bias.
+Rounding each weight to the nearest step does not give the nearest output. Here the weights of an
+output are rounded one after another, and those still to come make up for the error of each, as far
+as their inputs are correlated on calibration images (GPTQ, Frantar et al. 2023). What is left of
+the mean error goes into the bias.
 
 Shapes: G groups of a convolution, O outputs of a group, D weights of an output (inputs of a group
 times the kernel's area), P places of the output, C channels.
@@ -12,7 +12,7 @@ times the kernel's area), P places of the output, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,67 +20,73 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 _PLACES = 200  # of an image at which a convolution's inputs are looked at
-_DAMPING = 0.01  # added to the second moments, as a share of their mean
+_DAMPING = 0.01  # added to the variances, as a share of their mean
+_BLOCK = 128  # weights after whose rounding the later ones are corrected, all at once
 
 
 class _Inputs(NamedTuple):
-    """What a convolution reads: mean (G, D), second moments about it (G, D, D)."""
+    """What a convolution reads: mean (G, D) and covariance (G, D, D)."""
 
     mean: np.ndarray
-    moments: np.ndarray
+    covariance: np.ndarray
 
 
 def round_weights(quantised: ModelProto, exact: ModelProto, images: Sequence[np.ndarray]) -> None:
-    """Round the weights of a quantised graph anew.
+    """Round the weights of a graph's quantised convolutions anew.
 
     Args:
-        quantised: With convolutions that read weights by DequantizeLinear; changed in place.
+        quantised: By ONNX Runtime, with the format QDQ; changed in place.
         exact: The graph in fp32; convolutions have the same names.
         images: (S, S, 3) uint8, some dozens like those to caption.
     """
     from onnx import numpy_helper
 
     stored = {each.name: each for each in quantised.graph.initializer}
+    exact_weights = {each.name: each for each in exact.graph.initializer}
     maker = {name: node for node in quantised.graph.node for name in node.output}
-    weights = {each.name: each for each in exact.graph.initializer}
-    twins = {node.name: node for node in quantised.graph.node if node.op_type == "Conv"}
-    convolutions = [
-        node
-        for node in exact.graph.node
-        if node.op_type == "Conv"
-        and (twin := twins[node.name]).input[1] in maker  # it is dequantised, not stored
-        and len(twin.input) == 3
-    ]
+    twins = {
+        node.name: node
+        for node in quantised.graph.node
+        if node.op_type == "Conv" and _is_dequantised(node.input[1], maker)
+    }
+    convolutions = [node for node in exact.graph.node if node.name in twins]
     inputs = _look_at_inputs(exact, convolutions, images)
     for node in convolutions:
         twin = twins[node.name]
-        steps, scale = (stored[name] for name in maker[twin.input[1]].input[:2])
-        weight, bias = (numpy_helper.to_array(weights[name]) for name in node.input[1:3])
-        mean, moments = inputs[node.name]
+        numbers, scales = (stored[name] for name in maker[twin.input[1]].input[:2])
+        weight = numpy_helper.to_array(exact_weights[node.input[1]])
+        mean, covariance = inputs.pop(node.name)
         groups = len(mean)
+        has_bias = len(twin.input) == 3
+        if not has_bias:  # which takes the mean error: errors must be small themselves
+            covariance += mean[:, :, None] * mean[:, None]
         wanted = weight.reshape(groups, -1, mean.shape[1]).astype(np.float64)  # (G, O, D)
-        step = numpy_helper.to_array(scale).astype(np.float64).reshape(groups, -1, 1)  # (G, O, 1)
-        limit = int(np.abs(numpy_helper.to_array(steps).astype(int)).max())
-        rounded = _round(wanted / step, moments, limit)
-        error = np.einsum("god,gd->go", wanted - rounded * step, mean).reshape(-1)
-        steps.CopyFrom(
-            numpy_helper.from_array(rounded.reshape(weight.shape).astype(np.int8), steps.name)
-        )
-        if twin.input[2] in maker:
-            target, fine = (stored[name] for name in maker[twin.input[2]].input[:2])
-            values = np.round((bias + error) / numpy_helper.to_array(fine)).astype(np.int32)
-        else:
-            target, values = stored[twin.input[2]], (bias + error).astype(np.float32)
-        target.CopyFrom(numpy_helper.from_array(values, target.name))
+        scale = numpy_helper.to_array(scales).astype(np.float64).reshape(groups, -1, 1)  # (G, O, 1)
+        limit = int(np.abs(numpy_helper.to_array(numbers).astype(int)).max())
+        rounded = _round(wanted / scale, covariance, limit)
+        values = rounded.reshape(weight.shape).astype(np.int8)
+        numbers.CopyFrom(numpy_helper.from_array(values, numbers.name))
+        if has_bias:
+            error = np.einsum("god,gd->go", wanted - rounded * scale, mean).reshape(-1)
+            bias = numpy_helper.to_array(exact_weights[node.input[2]])
+            numbers, scales = (stored[name] for name in maker[twin.input[2]].input[:2])
+            values = np.round((bias + error) / numpy_helper.to_array(scales)).astype(np.int32)
+            numbers.CopyFrom(numpy_helper.from_array(values, numbers.name))
+
+
+def _is_dequantised(name: str, maker: dict[str, NodeProto]) -> bool:
+    return name in maker and maker[name].op_type == "DequantizeLinear"
 
 
 def _look_at_inputs(
     model: ModelProto, convolutions: Sequence[NodeProto], images: Sequence[np.ndarray]
 ) -> dict[str, _Inputs]:
-    """Run a graph over images and sum up what each convolution reads."""
+    """Run a graph over images and measure what each convolution reads."""
     import onnx
     import onnxruntime
 
+    if not convolutions:
+        return {}
     shapes = {each.name: tuple(each.dims) for each in model.graph.initializer}
     names = list(dict.fromkeys(node.input[0] for node in convolutions))
     probe = onnx.ModelProto()
@@ -93,28 +99,43 @@ def _look_at_inputs(
         probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     rng = np.random.default_rng(0)
-    sums: dict[str, tuple[int, Any, Any]] = {node.name: (0, 0.0, 0.0) for node in convolutions}
+    # Of the inputs less their mean over the first image, which keeps fp32 exact enough.
+    origins: dict[str, np.ndarray] = {}  # (G, 1, D)
+    sums: dict[str, np.ndarray] = {}  # (G, D)
+    products: dict[str, np.ndarray] = {}  # (G, D, D)
+    counts = dict.fromkeys((node.name for node in convolutions), 0)
     for image in images:
         read = dict(zip(names, session.run(names, {"pixels": image[None]}), strict=True))
         for node in convolutions:
             windows = _windows(node, read[node.input[0]][0], shapes[node.input[1]], rng)
-            count, total, products = sums[node.name]
-            sums[node.name] = (
-                count + windows.shape[1],
-                total + windows.sum(1),
-                products + windows.transpose(0, 2, 1) @ windows,
-            )
+            if node.name not in origins:
+                origins[node.name] = windows.mean(1, keepdims=True)
+                sums[node.name] = np.zeros_like(windows[:, 0])
+                products[node.name] = np.zeros((*windows.shape[::2], windows.shape[2]), np.float32)
+            windows = windows - origins[node.name]
+            counts[node.name] += windows.shape[1]
+            sums[node.name] += windows.sum(1)
+            products[node.name] += windows.transpose(0, 2, 1) @ windows
     found = {}
-    for name, (count, total, products) in sums.items():
-        mean = total / count
-        found[name] = _Inputs(mean, products / count - mean[:, :, None] * mean[:, None])
+    for name, count in counts.items():
+        shift, covariance = sums[name] / count, products.pop(name)
+        covariance /= count
+        covariance -= shift[:, :, None] * shift[:, None]
+        found[name] = _Inputs(origins[name][:, 0] + shift, covariance)
     return found
 
 
 def _windows(
     node: NodeProto, values: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator
 ) -> np.ndarray:
-    """Return what some places of a convolution's output read of values (C, H, W): (G, P, D)."""
+    """Cut out of values (C, H, W) what random places of a convolution's output read: (G, P, D).
+
+    Args:
+        node: The convolution.
+        values: Its input.
+        shape: Of its weights.
+        rng: Chooses the places.
+    """
     from onnx.helper import get_attribute_value
 
     set_ = {each.name: get_attribute_value(each) for each in node.attribute}
@@ -140,21 +161,30 @@ def _windows(
     return windows.transpose(0, 2, 1, 3).reshape(groups, len(places), -1)
 
 
-def _round(weights: np.ndarray, moments: np.ndarray, limit: int) -> np.ndarray:
-    """Round weights (G, O, D), in steps, whose inputs have these second moments (G, D, D)."""
-    size = moments.shape[-1]
-    spread = np.trace(moments, axis1=1, axis2=2) / size  # (G,)
-    damped = moments + (_DAMPING * spread + 1e-12)[:, None, None] * np.eye(size)
-    order = np.argsort(-np.diagonal(damped, axis1=1, axis2=2).mean(0))  # what matters most first
-    damped = damped[:, order][:, :, order].astype(np.float64)
+def _round(weights: np.ndarray, covariance: np.ndarray, limit: int) -> np.ndarray:
+    """Round weights to whole numbers.
+
+    Args:
+        weights: (G, O, D), divided by their scale.
+        covariance: Of the inputs, (G, D, D).
+        limit: The largest number.
+    """
+    size = covariance.shape[-1]
+    variances = np.diagonal(covariance, axis1=1, axis2=2)  # (G, D)
+    order = np.argsort(-variances.mean(0))  # what matters most first
+    damped = covariance[:, order][:, :, order].astype(np.float64)
+    damped += (_DAMPING * variances.mean(1) + 1e-12)[:, None, None] * np.eye(size)
     # U, upper triangular, with UᵀU = damped⁻¹: row i says how the later ones make up for weight i.
     upper = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
     left = weights[:, :, order]
-    rounded = np.empty_like(left)
-    for i in range(size):
-        rounded[:, :, i] = np.clip(np.round(left[:, :, i]), -limit, limit)
-        error = (left[:, :, i] - rounded[:, :, i]) / upper[:, i, i, None]  # (G, O)
-        left[:, :, i:] -= error[:, :, None] * upper[:, None, i, i:]
+    rounded, errors = np.empty_like(left), np.empty_like(left)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        for i in range(start, stop):
+            rounded[:, :, i] = np.clip(np.round(left[:, :, i]), -limit, limit)
+            errors[:, :, i] = (left[:, :, i] - rounded[:, :, i]) / upper[:, i, i, None]
+            left[:, :, i:stop] -= errors[:, :, i, None] * upper[:, None, i, i:stop]
+        left[:, :, stop:] -= errors[:, :, start:stop] @ upper[:, start:stop, stop:]
     result = np.empty_like(rounded)
     result[:, :, order] = rounded
     return result

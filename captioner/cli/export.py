@@ -28,8 +28,8 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp32",
-        help="fp32 is exact (default); fp16 rounds the weights, half the size; int8 computes mostly "
-        "in 8 bits, up to twice as fast, and changes some captions",
+        help="fp32 is exact (default); fp16 rounds the weights, half the size; int8 computes "
+        "convolutions and layers in 8 bits, faster, and changes some captions",
     )
     add(
         "--calibrate",
