@@ -19,7 +19,9 @@ def average(files: list[Path]) -> dict[str, torch.Tensor]:
     for name, value in first.items():
         if value.is_floating_point():
             values = [value.float(), *(other[name].float() for other in others)]
-            first[name] = torch.stack(values).mean(0)
+            equal = torch.stack([each == values[0] for each in values]).all(0)
+            # Equal weights stay as they are, to the sign of a zero: a frozen CNN keeps its hash.
+            first[name] = torch.where(equal, values[0], torch.stack(values).mean(0))
     return first
 
 
