@@ -94,8 +94,7 @@ class OnnxBackend:
         self._path = Path(path).absolute()
         self._digests = contents.digests
         self._lock = threading.Lock()
-        self._sessions: dict[str, InferenceSession] = {}
-        self._start(contents.graphs)
+        self._sessions = {1: self._start(contents.graphs)}  # by lanes that share the threads
         _backends.add(self)
 
     @property
@@ -104,7 +103,11 @@ class OnnxBackend:
         return min(self.threads, _MAX_LANES)
 
     def enter_lane(self, lanes: int) -> None:
-        """Do nothing: the threads of a session are shared by all that run it."""
+        """Let the calling thread use sessions of their own, with its share of the threads.
+
+        Lanes that share all threads wait for each other at the end of every operator.
+        """
+        _lane.count = lanes
 
     def inference(self) -> AbstractContextManager[object]:
         """Return a context that does nothing: the precision is fixed in the graphs."""
@@ -122,30 +125,43 @@ class OnnxBackend:
     def search(self, memory: OnnxMemory, options: DecodingOptions, keys: Sequence[int]) -> None:
         """Leave searches to those that drive `stepper`."""
 
-    def _start(self, graphs: dict[str, bytes]) -> None:
-        for name in _GRAPHS:
-            self._sessions[name] = _session(self._path, name, graphs.pop(name), self.threads)
+    def _start(self, graphs: dict[str, bytes], lanes: int = 1) -> dict[str, InferenceSession]:
+        threads = max(1, self.threads // lanes)
+        return {name: _session(self._path, name, graphs.pop(name), threads) for name in _GRAPHS}
 
     def _session(self, name: str) -> InferenceSession:
+        lanes = getattr(_lane, "count", 1)
         with self._lock:
-            if not self._sessions:  # forked
-                contents = _read(self._path)
-                if contents.digests != self._digests:
-                    raise CheckpointError(
-                        f"{self._path} has changed since the parent process loaded it: load the "
-                        "model in each process"
-                    )
-                self._start(contents.graphs)
-            return self._sessions[name]
+            if lanes not in self._sessions:  # the first lane, or forked
+                self._sessions[lanes] = self._load_again(lanes)
+            return self._sessions[lanes][name]
+
+    def _load_again(self, lanes: int) -> dict[str, InferenceSession]:
+        try:
+            contents = _read(self._path)
+            if contents.digests != self._digests:
+                raise CheckpointError(
+                    f"{self._path} has changed since the parent process loaded it: load the model "
+                    "in each process"
+                )
+            return self._start(contents.graphs, lanes)
+        except CheckpointError:
+            if 1 in self._sessions:  # lanes can do with what was loaded
+                return self._sessions[1]
+            raise
 
     def _leave_sessions(self) -> None:
         """Do without the sessions of the parent process: called in a forked child."""
         self._lock = threading.Lock()
-        for session in self._sessions.values():
-            # To free it, also when Python ends, would wait for its threads, which are not here.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+        for sessions in self._sessions.values():
+            for session in sessions.values():
+                # To free it, also when Python ends, would wait for its threads, which are not here.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
         self._sessions = {}
 
+
+_lane = threading.local()
+"""`count`: how many threads like this one compute at once; unset outside of lanes."""
 
 _backends: weakref.WeakSet[OnnxBackend] = weakref.WeakSet()
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -360,6 +361,34 @@ def test_threads_follow_the_environment(export, monkeypatch):
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
         assert OnnxBackend(export).threads == threads
     assert OnnxBackend(export, threads=5).threads == 5
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_lanes_divide_the_threads(export, tmp_path, kept):
+    """Unless the file was replaced meanwhile: then they share what was loaded."""
+    path = shutil.copy(export, tmp_path / "export")
+    backend = OnnxBackend(path, threads=4)
+    if not kept:
+        path.unlink()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    whole = backend.encode(pixels)
+    threads, found = [], []
+
+    def compute():
+        backend.enter_lane(2)
+        found.append(backend.encode(pixels))
+        options = backend._session("step").get_session_options()
+        threads.append(options.intra_op_num_threads)
+
+    lanes = [threading.Thread(target=compute) for _ in range(2)]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    assert threads == [2 if kept else 4] * 2
+    for part in found:
+        for ours, expected in zip(part, whole, strict=True):
+            np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 def test_captioning_needs_no_pytorch(export, photos):
