@@ -3,9 +3,9 @@
     python scripts/word_rates.py MODEL OUT --config configs/flickr8k_scst.yaml data.root=FOLDER
 
 Captions the training images, moves the classifier's bias, and measures the validation images, round
-after round. OUT becomes the model of the round that uses most different words on them at a CIDEr-D at
-most --tolerance below MODEL's, or MODEL itself. A round over 8,000 images takes about two minutes
-on a CPU core.
+after round. OUT becomes the model of the round that uses most different words on them at a CIDEr-D
+that is lower than MODEL's by --tolerance at most, or MODEL itself. A round over 8,000 images takes
+about two minutes on a CPU core.
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ def test_a_card_tells_what_the_record_says(models):
     card = about_tab.card("mine", with_record(models["tiny"], record))
     for told in (
         "7,667 photos",
-        "from birds and boats.json and cats",
+        "from birds, boats.json and cats",
         "2026-11-22",
         "beam 4",
         "1,000 photos",
