@@ -42,6 +42,7 @@ STEP_INPUTS = ("words", "hidden", "cell", "values", "keys")
 STEP_OUTPUTS = ("log_probs", "attention", "next_hidden", "next_cell")
 _GRAPHS = {"encoder": (ENCODER_INPUTS, ENCODER_OUTPUTS), "step": (STEP_INPUTS, STEP_OUTPUTS)}
 _MAX_LANES = 4
+_TOGETHER = 2  # images per thread that the encoder computes at once
 _ENDING = ".onnx.safetensors"
 
 # ONNX Runtime 1.32 and later report their use to Microsoft from a thread, which reads this when it
@@ -114,9 +115,21 @@ class OnnxBackend:
         return contextlib.nullcontext()
 
     def encode(self, pixels: np.ndarray) -> OnnxMemory:
-        """Encode images: (B, S, S, 3) uint8."""
+        """Encode images: (B, S, S, 3) uint8.
+
+        A few at a time: the activations of many take memory and do not fit into the caches.
+        """
         session = self._session("encoder")
-        return OnnxMemory(*session.run(ENCODER_OUTPUTS, {"pixels": np.ascontiguousarray(pixels)}))
+        count = _TOGETHER * session.get_session_options().intra_op_num_threads
+        parts = [
+            session.run(
+                ENCODER_OUTPUTS, {"pixels": np.ascontiguousarray(pixels[start : start + count])}
+            )
+            for start in range(0, max(1, len(pixels)), count)
+        ]
+        if len(parts) == 1:
+            return OnnxMemory(*parts[0])
+        return OnnxMemory(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
     def stepper(self, memory: OnnxMemory) -> OnnxStepper:
         """Start to decode encoded images, with one row each."""
