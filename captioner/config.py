@@ -115,8 +115,10 @@ class SourceConfig:
     """One captions file: COCO JSON, Karpathy JSON or JSONL."""
 
     captions: FilePath
+    more_captions: tuple[FilePath, ...] = ()
+    """Further captions files, which are joined by image: an image gets the captions of all."""
     images: FilePath | None = None
-    """Folder of the images; None looks beside the captions file."""
+    """Folder of the images; None looks beside each captions file."""
     split: str | None = None
     """Which split of the file; None takes all (COCO JSON has one split only)."""
 

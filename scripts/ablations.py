@@ -5,12 +5,12 @@
     python scripts/ablations.py FOLDER --only base --only gate_off --epochs 2 --limit 1000
     python scripts/ablations.py FOLDER --report-only            # the page, from what is there
 
-FOLDER holds flickr8k/ and coco/ (see configs/flickr8k.yaml). Every ablation is a `captioner train`
-of that recipe with the overrides below, once per seed, into runs/ablations/NAME-SEED. What is done
-is skipped, an interrupted run goes on. A run that was made with other settings (--epochs, --limit)
-is refused: name another folder with --runs. Then the attention of each is measured against the
-masks of COCO's photos, and the tables are written into docs/ablations.md; what stands there outside
-of them stays.
+FOLDER holds flickr8k/ and coco/ (see configs/flickr8k.yaml), and for `texts`
+flickr30k_captions/text_only.txt.gz. Every ablation is a `captioner train` of that recipe with the
+overrides below, once per seed, into runs/ablations/NAME-SEED. What is done is skipped, an
+interrupted run goes on. A run that was made with other settings (--epochs, --limit) is refused:
+name another folder with --runs. Then the attention of each is measured against the masks of COCO's
+photos, and the tables are written into docs/ablations.md; what stands there outside of them stays.
 """
 
 from __future__ import annotations
@@ -141,6 +141,12 @@ ABLATIONS = (
         "Against overfitting",
         "four versions of each photo, three augmented",
         ("data.augment=true", "data.copies=4"),
+    ),
+    Ablation(
+        "texts",
+        "Language before pictures",
+        "three epochs of Flickr30k's sentences first",
+        ("data.texts=[flickr30k_captions/text_only.txt.gz]",),
     ),
     Ablation("longer", "Second step", "as many epochs again, all frozen", _TUNED, "base"),
     Ablation(

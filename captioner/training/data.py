@@ -11,7 +11,7 @@ import itertools
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,19 +77,25 @@ def read_examples(config: DataConfig, val_limit: int | None) -> tuple[list[Examp
     if not config.train:
         raise ConfigError("data.train names no captions file")
 
+    root = Path(config.root)
+
     def read(sources: tuple[SourceConfig, ...]) -> list[Example]:
-        root = Path(config.root)
-        return [
-            example
-            for source in sources
-            for example in read_captions(
-                root / source.captions,
-                None if source.images is None else root / source.images,
-                source.split,
-            )
-        ]
+        return [example for source in sources for example in _read_source(source, root)]
 
     return read(config.train)[: config.limit], read(config.val)[:val_limit]
+
+
+def _read_source(source: SourceConfig, root: Path) -> list[Example]:
+    """Read a captions file, and the captions that further files have of the same images."""
+    images = None if source.images is None else root / source.images
+    found: dict[str, Example] = {}
+    for name in (source.captions, *source.more_captions):
+        for example in read_captions(root / name, images, source.split):
+            first = found.setdefault(example.image, example)
+            if first is not example:
+                captions = first.captions + example.captions
+                found[example.image] = replace(first, captions=captions)
+    return list(found.values())
 
 
 def build_vocabulary(

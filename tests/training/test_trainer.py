@@ -16,6 +16,7 @@ from captioner.config import Config, load_config, to_dict
 from captioner.decoding.options import DecodingOptions
 from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.tokenizer import tokenize
+from captioner.training.data import read_examples
 from captioner.training.trainer import Trainer
 
 
@@ -263,6 +264,25 @@ def test_starting_from_a_model(tmp_path):
                    model={"decoder": {"hidden": 40}})  # fmt: skip
     with pytest.raises(CheckpointError, match="does not fit this recipe"):
         Trainer(wider)
+
+
+def test_captions_of_further_files_belong_to_the_same_images(tmp_path):
+    write_pictures(tmp_path, 3)
+    first = json.loads((tmp_path / "captions.json").read_text())
+    image = first["images"][1]
+    more = {
+        "images": [{"id": 70, "file_name": image["file_name"]}],
+        "annotations": [{"id": 1, "image_id": 70, "caption": "One more."}],
+    }
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "more.json").write_text(json.dumps(more))
+    source = {"captions": "captions.json", "images": "images"}
+    joined = {**source, "more_captions": ["elsewhere/more.json"]}
+    alone, _ = read_examples(recipe(tmp_path, data={"train": [source]}).data, None)
+    both, _ = read_examples(recipe(tmp_path, data={"train": [joined, source]}).data, None)
+    assert [e.image for e in both] == [e.image for e in alone] * 2  # a file may come twice
+    assert both[1].captions == (*alone[1].captions, "One more.")
+    assert [both[i] for i in (0, 2, 3, 4, 5)] == [alone[i] for i in (0, 2, 0, 1, 2)]
 
 
 def test_no_training_captions():
