@@ -25,18 +25,18 @@ from captioner.backends.torch_search import DeviceSearch
 from captioner.config import Config
 from captioner.data.annotations import Example
 from captioner.decoding.beam_search import beam_search
-from captioner.decoding.options import DecodingOptions
+from captioner.decoding.options import DecodingOptions, decoding_options
 from captioner.errors import CaptionerError
 from captioner.image.io import open_image
 from captioner.image.transforms import Preprocess
 from captioner.metrics.coco_caption import score_captions
-from captioner.models.attention import map_entropy
+from captioner.models.attention import Memory, map_entropy
 from captioner.models.caption_model import CaptionModel
 from captioner.outputs import Caption
 from captioner.tokenizer import Vocabulary
 from captioner.training.data import TrainingData
 from captioner.training.distributed import gather, rank, world_size
-from captioner.utils.device import autocast
+from captioner.utils.device import autocast, trunk_autocast
 from captioner.utils.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -106,16 +106,15 @@ def validate(
         words as a share of the uniform map's; `words`, the mean length. And the attention that the
         locations received.
     """
-    options = DecodingOptions(beam=config.validation.beam, max_length=config.validation.max_length)
+    options = _options(vocabulary, config)
     captions: list[list[str]] = []
     entropy, sums = 0.0, AttentionSums()
     mine = range(rank(), len(data.val), world_size())
     on_gpu = device.type == "cuda"
     search = DeviceSearch(model.decoder)
     for inputs in data.val_inputs(mine, _GPU_BATCH if on_gpu else _BATCH, device):
+        memory = _remember(model, inputs, config, device)
         with autocast(device, config.optim.precision):
-            stages = inputs if isinstance(inputs, list) else model.encoder.forward_features(inputs)
-            memory = model.decoder.remember(model.encoder.forward_neck(stages))
             if on_gpu:
                 found = search.hypotheses(memory, options)
             else:  # its loop leaves out what is finished
@@ -138,6 +137,24 @@ def validate(
         "words": round(words / len(every), 2),
     }
     return metrics, sums
+
+
+def _options(vocabulary: Vocabulary, config: Config) -> DecodingOptions:
+    """Return what captioning decodes with, so that a run is judged by what the model will write."""
+    settings = config.validation
+    return decoding_options(vocabulary, beam=settings.beam, max_length=settings.max_length)
+
+
+def _remember(
+    model: CaptionModel, inputs: Tensor | list[Tensor], config: Config, device: torch.device
+) -> Memory:
+    """Encode images, or their features, in the precision of captioning (`TorchBackend`)."""
+    precision = config.optim.precision
+    with trunk_autocast(device, precision):
+        stages = inputs if isinstance(inputs, list) else model.encoder.forward_features(inputs)
+        grid = model.encoder.forward_neck(stages)
+    with autocast(device, precision):
+        return model.decoder.remember(grid)
 
 
 def write_samples(
@@ -219,10 +236,10 @@ def _caption(
     Raises:
         ImageError: The image cannot be opened.
     """
-    options = DecodingOptions(beam=config.validation.beam, max_length=config.validation.max_length)
+    options = _options(vocabulary, config)
     pixels = preprocess.to_uint8(open_image(path, shrink_to=preprocess.size))  # (S, S, 3)
     images = preprocess.normalize(torch.from_numpy(pixels[None]).to(device))  # (1, 3, S, S)
+    memory = _remember(model, images, config, device)
     with autocast(device, config.optim.precision):
-        memory = model.decoder.remember(model.encoder(images))
         ((best, *_),) = beam_search(TorchStepper(model.decoder, memory), options)
     return Caption.of(best, vocabulary, memory.size, path)

@@ -17,6 +17,7 @@ from pictures import write_pictures
 
 from captioner.checkpoint import load_weights
 from captioner.config import to_dict
+from captioner.decoding.options import decoding_options
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.training.distributed import fresh_store, restarted
 from captioner.training.trainer import Trainer
@@ -202,6 +203,7 @@ def test_a_machine_that_counts_no_failure_hears_of_it(monkeypatch):
 
 def test_validation_puts_captions_to_their_photos(tmp_path, monkeypatch):
     """Three processes share seven photos whose captions differ; the scores are those of one."""
+    monkeypatch.setattr("captioner.decoding.options._ENGLISH", 1)  # the pictures have few words
     write_pictures(tmp_path, 7)
     config = recipe(tmp_path, validation={"beam": 1})
     trainer = Trainer(config)
@@ -225,6 +227,9 @@ def test_validation_puts_captions_to_their_photos(tmp_path, monkeypatch):
             validate(*parts)
     captions = {tuple(words) for part, *_ in told for words in part}
     assert len(captions) > 3
+    twice = trainer.vocabulary.decode(decoding_options(trainer.vocabulary).may_repeat)
+    for words in captions:  # as in captioning, no content word comes twice
+        assert all(words.count(word) == 1 for word in set(words) - set(twice))
     monkeypatch.setattr("captioner.training.validation.gather", lambda _: told)
     together, more = validate(*parts)
     assert together == pytest.approx(alone, abs=1e-4)

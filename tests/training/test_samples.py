@@ -14,7 +14,7 @@ from PIL import Image
 from captioner.checkpoint import load_checkpoint
 from captioner.config import Config, LogConfig, OptimConfig, ValidationConfig
 from captioner.data.annotations import Example
-from captioner.decoding.options import DecodingOptions
+from captioner.decoding.options import decoding_options
 from captioner.tokenizer import detokenize
 from captioner.training.validation import spread, write_samples
 
@@ -50,17 +50,19 @@ def write(folder, parts, examples, epoch=3, config=CONFIG):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_strips_and_captions_of_fixed_photos(tmp_path, parts, examples):
+def test_strips_and_captions_of_fixed_photos(tmp_path, parts, examples, monkeypatch):
+    monkeypatch.setattr("captioner.decoding.options._ENGLISH", 1)
     lines = write(tmp_path, parts, examples)
     assert [line["image"] for line in lines] == ["00.png", "02.png", "04.png"]  # of 7, spread
     assert [line["references"] for line in lines] == [["Photo 0."], ["Photo 2."], ["Photo 4."]]
     assert all(line["epoch"] == 3 and line["step"] == 300 for line in lines)
     network, vocabulary, preprocess = parts
+    options = decoding_options(vocabulary, beam=2, max_length=6)  # as captioning: no word twice
     for line in lines:
         photo = Image.open(tmp_path / "photos" / line["image"])
         with torch.no_grad():
             memory = network.remember(preprocess(photo)[None])
-        ((best, *_),) = beam_search(network.decoder, memory, DecodingOptions(beam=2, max_length=6))
+        ((best, *_),) = beam_search(network.decoder, memory, options)
         words = vocabulary.decode(best.words)
         assert line["caption"] == detokenize(words)
         assert set(words) <= set(WORDS)
