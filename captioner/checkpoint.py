@@ -329,7 +329,7 @@ def _value(value: Any) -> str:
         inner = (
             f"{k} ({_value(v)})" if isinstance(v, dict) else f"{k} {_value(v)}"
             for k, v in value.items()
-            if v is not None
+            if v is not None and v != []
         )
         return ", ".join(inner)
     if isinstance(value, list):

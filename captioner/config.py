@@ -112,11 +112,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One captions file: COCO JSON, Karpathy JSON or JSONL."""
+    """Images with captions: COCO JSON, Karpathy JSON or JSONL."""
 
     captions: FilePath
     more_captions: tuple[FilePath, ...] = ()
-    """Further captions files, which are joined by image: an image gets the captions of all."""
+    """Further captions files. What they say of the images of the first is added to it; their other
+    images are not used."""
     images: FilePath | None = None
     """Folder of the images; None looks beside each captions file."""
     split: str | None = None

@@ -154,13 +154,15 @@ def test_an_optional_key_can_be_unset(tmp_path, text):
 def test_home_and_variables_are_expanded_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
     monkeypatch.setenv("DATA", "/data/$HOME")
-    data = "{root: '${HOME}/r', train: {captions: ~/a, images: $DATA}}"
+    data = "{root: '${HOME}/r', train: {captions: ~/a, images: $DATA, more_captions: ~/b}}"
     path = write(tmp_path, f"out: ~/run\ninit: $HOME/m\ndata: {data}")
     config = load_config(path, ["data.cache=~/c", "data.embeddings=$HOME/e"])
     assert (config.out, config.init) == ("/home/ann/run", "/home/ann/m")
     assert config.data.root == "/home/ann/r"
     assert (config.data.cache, config.data.embeddings) == ("/home/ann/c", "/home/ann/e")
-    source = SourceConfig(captions="/home/ann/a", images="/data/$HOME")
+    source = SourceConfig(
+        captions="/home/ann/a", images="/data/$HOME", more_captions=("/home/ann/b",)
+    )
     assert config.data.train == (source,)
     assert load_config(path, ["out=a~/$"]).out == "a~/$"
 

@@ -162,7 +162,11 @@ def _network(header: Header, parameters: int, grid: tuple[int, int]) -> str:
 def _data(record: Mapping[str, Any]) -> str:
     """Name the training data, as far as the record tells."""
     files = _at(record, "recipe", "data", "train")
-    paths = [str(_at(file, "captions")) for file in files] if isinstance(files, list) else []
+    paths = [
+        str(path)
+        for file in (files if isinstance(files, list) else [])
+        for path in (_at(file, "captions"), *(_at(file, "more_captions") or ()))
+    ]
     names = dict.fromkeys(map(_data_set, paths))
     told = []
     if "training_photos" in record:

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import itertools
 import logging
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from captioner.models.caption_model import CaptionModel
 from captioner.models.encoder import Encoder
 from captioner.models.fuse_bn import fuse_bn
 from captioner.tokenizer import Vocabulary, tokenize
-from captioner.utils.device import autocast
+from captioner.utils.device import Precision, autocast, trunk_precision
 
 logger = logging.getLogger(__name__)
 
@@ -86,16 +87,22 @@ def read_examples(config: DataConfig, val_limit: int | None) -> tuple[list[Examp
 
 
 def _read_source(source: SourceConfig, root: Path) -> list[Example]:
-    """Read a captions file, and the captions that further files have of the same images."""
+    """Read a captions file, and what further files say of its images."""
     images = None if source.images is None else root / source.images
-    found: dict[str, Example] = {}
-    for name in (source.captions, *source.more_captions):
-        for example in read_captions(root / name, images, source.split):
-            first = found.setdefault(example.image, example)
-            if first is not example:
-                captions = first.captions + example.captions
-                found[example.image] = replace(first, captions=captions)
-    return list(found.values())
+    examples = read_captions(root / source.captions, images, source.split)
+    more: dict[str, tuple[str, ...]] = {}
+    for name in source.more_captions:
+        for example in read_captions(root / name, images, missing="skip"):
+            path = os.path.realpath(example.image)
+            more[path] = more.get(path, ()) + example.captions
+    if more:
+        further = [more.get(os.path.realpath(example.image), ()) for example in examples]
+        logger.info("further captions of %d images", sum(map(bool, further)))
+        examples = [
+            replace(example, captions=example.captions + captions)
+            for example, captions in zip(examples, further, strict=True)
+        ]
+    return examples
 
 
 def build_vocabulary(
@@ -178,17 +185,19 @@ def build_datasets(
     )
     train_cache = val_cache = None
     if cached:
-        assert data.cache is not None
         fingerprint = trunk_fingerprint(encoder)
         fused = fuse_bn(encoder)
 
-        def extract(images: Tensor) -> list[Tensor]:
-            images = images.contiguous(memory_format=torch.channels_last)
-            with autocast(device, config.optim.precision):
-                return fused.forward_features(images)
+        def build(
+            examples: Sequence[Example], precision: Precision, *, mirror: bool, copies: int
+        ) -> FeatureCache:
+            def extract(images: Tensor) -> list[Tensor]:
+                images = images.contiguous(memory_format=torch.channels_last)
+                with autocast(device, precision):
+                    return fused.forward_features(images)
 
-        train_cache, val_cache = (
-            build_features(
+            assert data.cache is not None
+            return build_features(
                 data.cache,
                 [example.image for example in examples],
                 preprocess,
@@ -196,14 +205,15 @@ def build_datasets(
                 mirror=mirror,
                 fingerprint=fingerprint,
                 dtype=data.cache_dtype,
-                precision=config.optim.precision,
+                precision=precision,
                 device=device,
-                copies=number,
+                copies=copies,
             )
-            if examples
-            else None
-            for examples, mirror, number in ((train, data.mirror, copies), (val, False, 1))
-        )
+
+        precision = config.optim.precision
+        train_cache = build(train, precision, mirror=data.mirror, copies=copies)
+        if val:
+            val_cache = build(val, trunk_precision(precision), mirror=False, copies=1)
     dataset = CaptionDataset(
         train,
         vocabulary,

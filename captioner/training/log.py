@@ -203,6 +203,15 @@ class TensorBoardLog:
         )
 
 
+def _without_folders(value: Any) -> Any:
+    """Shorten the absolute paths in a recipe to their names."""
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def training_record(
     config: Config, data: TrainingData, epoch: int, step: int, metrics: dict[str, float]
 ) -> dict[str, Any]:
@@ -219,16 +228,10 @@ def training_record(
     for key in ("model", "out", "device"):  # the model's configuration is in the header already
         del recipe[key]
     recipe["data"]["root"] = recipe["data"]["cache"] = None
-    for source in recipe["data"]["train"] + recipe["data"]["val"]:
-        for key in ("captions", "images"):
-            if source[key] is not None and Path(source[key]).is_absolute():
-                source[key] = Path(source[key]).name
     if config.init:
         recipe["init"] = Path(config.init).name
-    if config.data.embeddings:
-        recipe["data"]["embeddings"] = Path(config.data.embeddings).name
     return {
-        "recipe": recipe,
+        "recipe": _without_folders(recipe),
         "training_photos": len(data.train),
         "validation_photos": len(data.val),
         "epoch": epoch,

@@ -122,12 +122,17 @@ def autocast(
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
-def trunk_autocast(
-    device: torch.device, precision: Precision = "auto"
-) -> contextlib.AbstractContextManager[object]:
-    """Precision of the encoder when captioning: `auto` is fp32 here.
+def trunk_precision(precision: Precision) -> Precision:
+    """Return the precision of the encoder when captioning: `auto` is fp32 there.
 
     Rounding in a deep CNN adds up: in bf16 it changes one caption in eight to twenty, while the
     decoder's changes one in fifty to 250 (`benchmarks/caption.py --agreement`).
     """
-    return autocast(device, "fp32" if precision == "auto" else precision)
+    return "fp32" if precision == "auto" else precision
+
+
+def trunk_autocast(
+    device: torch.device, precision: Precision = "auto"
+) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision of the encoder when captioning."""
+    return autocast(device, trunk_precision(precision))

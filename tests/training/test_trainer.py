@@ -18,6 +18,7 @@ from captioner.errors import CaptionerError, CheckpointError, ConfigError
 from captioner.tokenizer import tokenize
 from captioner.training.data import read_examples
 from captioner.training.trainer import Trainer
+from captioner.training.validation import _remember
 
 
 @pytest.mark.parametrize(
@@ -111,15 +112,19 @@ def test_the_run_folder(tmp_path):
 
 def test_absolute_paths_of_the_recipe_stay_at_home(tmp_path):
     path = write_pictures(tmp_path, 4)
-    source = {"captions": str(path), "images": str(tmp_path / "images")}
+    source = {"captions": str(path), "images": str(tmp_path / "images"), "more_captions": str(path)}
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("a" + " 0.5" * 24 + "\n")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("A text.\n")
     data = {"root": ".", "train": source, "val": [], "embeddings": str(vectors)}
+    data |= {"texts": str(texts)}
     config = recipe(tmp_path, data=data, optim={"epochs": 1})
     assert Trainer(config).run() == {}  # no validation photos: the last epoch is the best
     record = read_header(tmp_path / "run" / "best.safetensors").record
     assert str(tmp_path) not in json.dumps(record)
     assert record["recipe"]["data"]["train"][0]["captions"] == "captions.json"
+    assert record["recipe"]["data"]["train"][0]["more_captions"] == ["captions.json"]
     assert record["recipe"]["data"]["embeddings"] == "vectors.txt"
 
 
@@ -266,23 +271,44 @@ def test_starting_from_a_model(tmp_path):
         Trainer(wider)
 
 
-def test_captions_of_further_files_belong_to_the_same_images(tmp_path):
-    write_pictures(tmp_path, 3)
+def test_captions_of_further_files_are_added_to_the_same_images(tmp_path):
+    write_pictures(tmp_path, 4)
     first = json.loads((tmp_path / "captions.json").read_text())
-    image = first["images"][1]
-    more = {
-        "images": [{"id": 70, "file_name": image["file_name"]}],
-        "annotations": [{"id": 1, "image_id": 70, "caption": "One more."}],
-    }
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "more.json").write_text(json.dumps(more))
-    source = {"captions": "captions.json", "images": "images"}
-    joined = {**source, "more_captions": ["elsewhere/more.json"]}
+    names = [image["file_name"] for image in first["images"]]
+    rows = [{"image": name, "caption": "One more.", "split": "val"} for name in names[1:]]
+    rows.append({"image": "of-somebody-else.png", "caption": "Not here."})
+    (tmp_path / "more").mkdir()
+    more = tmp_path / "more" / "more.jsonl"
+    more.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [{"image": name, "captions": ["A picture."], "split": "train"} for name in names[:3]]
+    lines.append({"image": names[3], "captions": ["Another."], "split": "val"})
+    (tmp_path / "first.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {"captions": "first.jsonl", "images": "images", "split": "train"}
+    joined = {**source, "images": "more/../images", "more_captions": ["more/more.jsonl"]}
     alone, _ = read_examples(recipe(tmp_path, data={"train": [source]}).data, None)
     both, _ = read_examples(recipe(tmp_path, data={"train": [joined, source]}).data, None)
-    assert [e.image for e in both] == [e.image for e in alone] * 2  # a file may come twice
-    assert both[1].captions == (*alone[1].captions, "One more.")
-    assert [both[i] for i in (0, 2, 3, 4, 5)] == [alone[i] for i in (0, 2, 0, 1, 2)]
+    assert [os.path.basename(e.image) for e in both] == names[:3] * 2  # a file may come twice
+    assert [e.captions for e in both[3:]] == [e.captions for e in alone]
+    assert both[0].captions == alone[0].captions
+    assert [e.captions for e in both[1:3]] == [(*e.captions, "One more.") for e in alone[1:]]
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_validation_encodes_as_precisely_as_captioning(tmp_path, monkeypatch, precision):
+    """Where bf16 is faster, `auto` trains in it and still validates with the CNN in fp32."""
+    monkeypatch.setattr("captioner.utils.device.fast_bf16", lambda device: True)
+    write_pictures(tmp_path, 3)
+    config = recipe(tmp_path, optim={"precision": precision})
+    trainer = Trainer(config)
+    model, data = trainer.model.eval(), trainer.data
+    pixels = torch.stack([trainer.preprocess(draw(*scene)) for scene in scenes(3)])
+    with torch.no_grad():
+        exact = model.encoder.forward_features(pixels)
+        memory = _remember(model, pixels, config, trainer.device)
+    (cached,) = data.val_inputs(range(3), 3, trainer.device)
+    error = max((c - e).abs().max() / e.abs().max() for c, e in zip(cached, exact, strict=True))
+    assert (error < 1e-3) == (precision == "auto")
+    assert memory.values.dtype == {"auto": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def test_no_training_captions():
